@@ -1,0 +1,142 @@
+"""The one door for bytes: write aside, fsync, rename, fsync the folder.
+
+After `put` returns, the file is whole or absent, through kill -9 and through power loss. Temporary names begin
+with `.partial-` and are unique, so two writers never share one; `sweep` clears what dead writers left.
+Costs two fsyncs a file: write few large files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cache.digest import Bytes
+from cache.errors import DiskError, StoreError
+
+__all__ = ["DEBRIS", "append_line", "disk_errors", "put", "staging", "sweep", "sync_folder"]
+
+DEBRIS = ".partial-"
+
+_FOLDERS_CANNOT_SYNC = {errno.EINVAL, errno.ENOTSUP}
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn an OSError of the block into a DiskError that names `path` and the cause."""
+    try:
+        yield
+    except OSError as error:
+        remedy = (
+            "free some space and run the same command again"
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}
+            else "mend that and run the same command again"
+        )
+        cause = error.strerror or type(error).__name__
+        raise DiskError(f"{path}: {cause}; {remedy}.", code="disk.refused") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in `folder` durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in _FOLDERS_CANNOT_SYNC:  # some network file systems
+            raise
+    finally:
+        os.close(handle)
+
+
+def put(path: Path, *pieces: Bytes) -> None:
+    """Make `path` hold exactly the pieces laid end to end, durably, or leave it as it was.
+
+    Raises:
+        DiskError: the disk is full, read-only or failing; nothing is left behind.
+    """
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=DEBRIS, dir=path.parent)
+        aside = Path(name)
+        try:
+            with os.fdopen(handle, "wb", buffering=0) as file:
+                for piece in pieces:
+                    view = memoryview(piece).cast("B")
+                    while view.nbytes:
+                        view = view[file.write(view) :]
+                os.fchmod(file.fileno(), 0o666 & ~_umask())
+                os.fsync(file.fileno())
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append one line to a journal and make it durable; a torn last line is the reader's to drop."""
+    with disk_errors(path), path.open("ab", buffering=0) as file:
+        file.write(line.rstrip(b"\n") + b"\n")
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """A fresh hidden folder beside `target`; published under that name by one rename.
+
+    On a clean exit every file in it is made durable first. On an error the folder is removed.
+
+    Raises:
+        StoreError: ``store.exists`` when `target` is already there.
+        DiskError: the disk refused.
+    """
+    if target.exists():
+        raise StoreError(
+            f"{target}: is already there and is never overwritten; "
+            "choose another name or remove it first.",
+            code="store.exists",
+        )
+    with disk_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f"{DEBRIS}{target.name}-", dir=target.parent))
+    try:
+        aside.chmod(0o777 & ~_umask())
+        yield aside
+        with disk_errors(target):
+            _sync_tree(aside)
+            aside.rename(target)
+            sync_folder(target.parent)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left in `folder` and below it."""
+    with disk_errors(folder):
+        for debris in sorted(folder.rglob(f"{DEBRIS}*")):
+            if debris.is_dir() and not debris.is_symlink():
+                shutil.rmtree(debris, ignore_errors=True)
+            else:
+                debris.unlink(missing_ok=True)
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def _umask() -> int:
+    # Python offers no way to read it but to set it; both calls are instant.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,46 @@
+"""Which names may stand in a manifest: plain, relative, forward-slashed, the same on every system.
+
+Refuses `..`, absolute and drive names, backslashes, control characters, names that Windows reserves, names
+over 255 bytes and pairs that differ only by case. A store travels between teams; its names must not bite.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from cache.errors import StoreError
+
+__all__ = ["check_name", "check_names"]
+
+_PART = re.compile(r"[A-Za-z0-9_.@+=-]{1,255}", re.ASCII)
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.ASCII)
+
+
+def check_name(name: str, *, where: str) -> str:
+    """Return `name` if it is a safe relative path, else raise StoreError ``store.unsafe_name``."""
+    parts = name.split("/")
+    if not all(
+        _PART.fullmatch(part) and not part.endswith(".") and not _RESERVED.fullmatch(part)
+        for part in parts
+    ):
+        raise StoreError(
+            f"{where}: the file name {name[:120]!r} is not a plain relative path; "
+            "this store was not written by kd-cache, do not use it.",
+            code="store.unsafe_name",
+        )
+    return name
+
+
+def check_names(names: Iterable[str], *, where: str) -> None:
+    """Every name safe, and no two the same on a system that ignores case."""
+    seen: set[str] = set()
+    for name in names:
+        folded = check_name(name, where=where).casefold()
+        if folded in seen:
+            raise StoreError(
+                f"{where}: the file name {name!r} appears twice; "
+                "this store was not written by kd-cache, do not use it.",
+                code="store.unsafe_name",
+            )
+        seen.add(folded)

@@ -1,0 +1,1 @@
+"""The roof: verbs and command lines. May import everything; nobody imports it."""

