@@ -1,0 +1,1 @@
+"""Torch blocks that both rooms are built of: packed histories and the causal transformer over them."""

@@ -1,0 +1,199 @@
+"""Stage two's training loop: curriculum stages, then standard rounds, from stored scores alone.
+
+Which batches come in which order is a pure function of (seed, epoch), and every step seeds itself from (seed, step):
+a run that was killed goes on from its checkpoint to the same weights, bit for bit (same machine, same threads). The loop
+prints nothing and reads no clock. Refuses a loss that is no number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from cache.dataset import Dataset
+from cache.errors import TeacherError
+from cache.plan import Plan
+from student.losses import Direction, fused_loss
+from student.protocol import Student
+from student.targets import JoinSettings, Prepared, Scores, prepared
+
+__all__ = ["EpochRecord", "RunState", "TrainSettings", "schedule", "step_loss", "train"]
+
+CrossEntropy: TypeAlias = Literal["full", "in-batch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainSettings:
+    """What decides a training run, beside the student, the plan and the score sets."""
+
+    join: JoinSettings | None = None  #: None trains the base model
+    kd_weight: float = 5.0  #: lambda of eq. 10
+    kl: Direction = "teacher-student"
+    ce: CrossEntropy = "full"  #: softmax over all items, or eq. 6 to the letter
+    curriculum: bool = True  #: algorithm 1's stages first
+    epochs_per_stage: int = 1
+    epochs: int = 200  #: at most so many standard epochs
+    patience: int = 10  #: standard epochs without a better validation, then stop
+    learning_rate: float = 1e-3  #: of Adam
+    weight_decay: float = 0.0  #: L2 inside Adam
+    seed: int = 0
+    amp: bool = False  #: bfloat16 autocast on CUDA
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochRecord:
+    """What one epoch brought."""
+
+    epoch: int
+    stage: str  #: "stage 2/4" or "round 1"
+    instances: int
+    ce: float  #: mean cross-entropy, nats
+    kd: float  #: mean divergence, nats
+    validation: float  #: NDCG@10
+
+
+@dataclass(slots=True, kw_only=True)
+class RunState:
+    """Where a run stands between two epochs."""
+
+    epoch: int = 0  #: next epoch
+    step: int = 0  #: steps done
+    best: float = -1.0  #: best validation
+    best_epoch: int = -1
+    stale: int = 0  #: standard epochs since the best
+    finished: bool = False
+    history: list[EpochRecord] = field(default_factory=list)
+    best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+def schedule(
+    settings: TrainSettings, plan: Plan, epoch: int
+) -> tuple[str, NDArray[np.int64]] | None:
+    """The name and the batches of an epoch, in order; None past the last.
+
+    Stage r of algorithm 1 trains on buckets 1..r; later epochs take the standard rounds in turn.
+    """
+    staged = plan.num_buckets * settings.epochs_per_stage if settings.curriculum else 0
+    if epoch >= staged + settings.epochs:
+        return None
+    if epoch < staged:
+        stage = 1 + epoch // settings.epochs_per_stage
+        name, batches = f"stage {stage}/{plan.num_buckets}", plan.stage(stage)
+    else:
+        number = 1 + (epoch - staged) % plan.num_rounds
+        name, batches = f"round {number}", plan.round(number)
+    bits = np.random.Philox(key=np.array([settings.seed, epoch], np.uint64))
+    return name, batches[np.argsort(bits.random_raw(len(batches)), kind="stable")]
+
+
+def step_loss(model: Student, batch: Prepared, settings: TrainSettings) -> tuple[Tensor, ...]:
+    """(total, cross-entropy, divergence) of one batch, eqs. 6-10."""
+    users_TD = model.encode(batch.packed)
+    table_VD = model.item_table()
+    in_batch = settings.ce == "in-batch"
+    target = batch.target
+    return fused_loss(
+        users_TD,
+        table_VD.index_select(0, batch.items_C) if in_batch else table_VD,
+        batch.columns_T if in_batch else batch.rows_T,
+        items_C=None if in_batch else batch.items_C,
+        target_TC=target.q_TC if target else None,
+        entropy=target.entropy if target else 0.0,
+        weight=settings.kd_weight if target else 0.0,
+        kl=settings.kl,
+    )
+
+
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Adam:
+    """Adam, all parameters in one fused kernel."""
+    return torch.optim.Adam(
+        model.parameters(),
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def train(
+    model: Student,
+    dataset: Dataset,
+    plan: Plan,
+    readers: Sequence[Scores],
+    settings: TrainSettings,
+    *,
+    validate: Callable[[], float],
+    state: RunState | None = None,
+    optimizer: torch.optim.Adam | None = None,
+    on_epoch: Callable[[RunState], None] = lambda state: None,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+    device: torch.device | str = "cpu",
+) -> RunState:
+    """Train `model` until validation stops improving; its best weights are in the returned state.
+
+    Args:
+        validate: NDCG@10 of the model as it stands.
+        state: where a former run stood; `model` and `optimizer` must hold what they held then.
+        on_epoch: told after every epoch; the place to keep a checkpoint.
+        on_step: told (steps done in this epoch, steps in this epoch).
+
+    Raises:
+        TeacherError: ``model.not_finite`` when the loss is no number.
+        StoreError: a score set that is damaged or does not fit.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"a torch.nn.Module expected, found {type(model).__name__}")
+    state = state or RunState()
+    optimizer = optimizer or make_optimizer(model, settings)
+    staged = plan.num_buckets * settings.epochs_per_stage if settings.curriculum else 0
+    while not state.finished and (now := schedule(settings, plan, state.epoch)):
+        name, order = now
+        model.train()
+        sums = torch.zeros(2, device=device)
+        slots = 0
+        batches = prepared(dataset, plan, order, readers, settings.join, device=device)
+        for done, batch in enumerate(batches, start=1):
+            torch.manual_seed(settings.seed << 32 | state.step)
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.amp):
+                total, ce, kd = step_loss(model, batch, settings)
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            sums += torch.stack([ce, kd]).float() * batch.slots
+            slots += batch.slots
+            state.step += 1
+            on_step(done, len(order))
+        ce_mean, kd_mean = (sums / slots).tolist()
+        if not np.isfinite(ce_mean + kd_mean):
+            raise TeacherError(
+                f"epoch {state.epoch}: the loss is not a number; "
+                "start again with a smaller --learning-rate.",
+                code="model.not_finite",
+            )
+        model.eval()
+        value = validate()
+        state.history.append(
+            EpochRecord(
+                epoch=state.epoch,
+                stage=name,
+                instances=slots,
+                ce=ce_mean,
+                kd=kd_mean,
+                validation=value,
+            )
+        )
+        if value > state.best:
+            state.best, state.best_epoch, state.stale = value, state.epoch, 0
+            state.best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        elif state.epoch >= staged:
+            state.stale += 1
+        state.epoch += 1
+        over = schedule(settings, plan, state.epoch) is None
+        state.finished = over or state.stale >= settings.patience
+        on_epoch(state)
+    return state

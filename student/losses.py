@@ -1,0 +1,136 @@
+"""The losses, eqs. 6-10: cross-entropy of the base model and the divergence from the teachers' joined scores.
+
+Legend: T slots, C columns of the batch, V items, D width. Every loss is a mean over slots. Pure functions on tensors:
+use them in a loop of your own. `fused_loss` is the loop's hot path: the same numbers with one [T, V] matrix in memory.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["Direction", "cross_entropy", "distillation_loss", "fused_loss"]
+
+Direction: TypeAlias = Literal["teacher-student", "student-teacher"]
+
+
+def cross_entropy(logits_TC: Tensor, columns_T: Tensor) -> Tensor:
+    """Eq. 6 over whatever the columns are: the batch's items to the letter, or all items as the base model has it."""
+    return F.cross_entropy(logits_TC, columns_T)
+
+
+def distillation_loss(
+    student_logits_TC: Tensor, target_TC: Tensor, kl: Direction = "teacher-student"
+) -> Tensor:
+    """Divergence between the student's softmax p (eq. 8) and the teachers' target q (eq. 7).
+
+    Args:
+        student_logits_TC: the student's scores of the batch's items, any scale.
+        target_TC: q, each row summing to one, every entry above zero.
+        kl: ``student-teacher`` is `sum p log(p / q)`, eq. 9 to the letter; ``teacher-student`` is `sum q log(q / p)`,
+            Hinton's direction and the one that measures better.
+    """
+    logp = torch.log_softmax(student_logits_TC, dim=-1)
+    logq = target_TC.log()
+    if kl == "student-teacher":
+        return (logp.exp() * (logp - logq)).sum(dim=-1).mean()
+    return (target_TC * (logq - logp)).sum(dim=-1).mean()
+
+
+def fused_loss(
+    users_TD: Tensor,
+    table_VD: Tensor,
+    rows_T: Tensor,
+    *,
+    items_C: Tensor | None = None,
+    target_TC: Tensor | None = None,
+    entropy: float = 0.0,
+    weight: float = 0.0,
+    kl: Direction = "teacher-student",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Eq. 10: cross-entropy over the table's items plus `weight` times the divergence over the batch's.
+
+    Args:
+        users_TD: the student's vectors.
+        table_VD: the student's item vectors: all items, or the batch's for eq. 6 to the letter.
+        rows_T: the row of `table_VD` that is each slot's target.
+        items_C: rows of `table_VD` that are the batch's columns; None if the table is just them.
+        target_TC: q; None for the base model.
+        entropy: mean entropy of q's rows, in nats; shifts the teacher-student divergence, never its gradient.
+
+    Returns:
+        (total, cross-entropy, divergence): only the total carries a gradient.
+    """
+    total, ce, kd = _Fused.apply(
+        users_TD, table_VD, rows_T, items_C, target_TC, entropy, weight, kl
+    )  # type: ignore[no-untyped-call]
+    return total, ce, kd
+
+
+class _Fused(torch.autograd.Function):
+    """Turns the logits into their own gradient in place; the backward pass is two matrix products.
+
+    The softmax of the batch's columns needs no second exponential: it is the full softmax's entries over their sum.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        users_TD: Tensor,
+        table_VD: Tensor,
+        rows_T: Tensor,
+        items_C: Tensor | None,
+        target_TC: Tensor | None,
+        entropy: float,
+        weight: float,
+        kl: Direction,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        slots = len(users_TD)
+        logits = users_TD @ table_VD.T
+        g_TC = None
+        kd = logits.new_zeros(())
+        if target_TC is not None:
+            batch_TC = logits if items_C is None else logits.index_select(1, items_C)
+            logp = torch.log_softmax(batch_TC, dim=-1)
+            g_TC, kd = _divergence(logp, target_TC, entropy, kl)
+            g_TC.mul_(weight / slots)
+        probabilities = torch.softmax(logits, dim=-1)
+        # reported only: saturates at 87 nats, the gradient does not
+        at_target = probabilities.gather(1, rows_T[:, None])
+        ce = at_target.clamp(min=torch.finfo(logits.dtype).tiny).log_().mean().neg_()
+        gradient = probabilities.div_(slots)
+        gradient.scatter_add_(1, rows_T[:, None], gradient.new_full((slots, 1), -1 / slots))
+        if g_TC is not None and items_C is None:
+            gradient.add_(g_TC)
+            g_TC = None
+        ctx.save_for_backward(users_TD, table_VD, gradient, items_C, g_TC)
+        ctx.mark_non_differentiable(ce, kd)
+        return ce + weight * kd, ce, kd
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
+        users_TD, table_VD, gradient, items_C, g_TC = ctx.saved_tensors
+        to_users = gradient @ table_VD
+        to_table = gradient.T @ users_TD
+        if g_TC is not None:  # two small products are cheaper than a scatter into [T, V]
+            to_users.addmm_(g_TC, table_VD.index_select(0, items_C))
+            to_table.index_add_(0, items_C, g_TC.T @ users_TD)
+        scale = upstream[0]
+        return to_users.mul_(scale), to_table.mul_(scale), None, None, None, None, None, None
+
+
+def _divergence(
+    logp_TC: Tensor, target_TC: Tensor, entropy: float, kl: Direction
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the slots' divergences with respect to the logits, and their mean."""
+    if kl == "student-teacher":
+        p = logp_TC.exp()
+        gap = logp_TC.sub_(target_TC.log())
+        each = (p * gap).sum(dim=-1, keepdim=True)
+        return p.mul_(gap.sub_(each)), each.mean()
+    crossed = torch.dot(target_TC.flatten(), logp_TC.flatten())
+    kd = -crossed / len(target_TC) - entropy
+    return logp_TC.exp_().sub_(target_TC), kd
