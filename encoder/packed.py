@@ -1,38 +1,34 @@
 """Histories of many lengths laid end to end: no padding is stored, so none is computed.
 
-Legend: N tokens in all, B histories. Lengths stay on the CPU, because shapes are decided there; items and
-positions travel to the device. Refuses empty histories.
+Linear layers, norms and feed-forwards see the N real tokens. For attention, histories are set side by side into tiles
+of a few fixed widths (sixteen histories of one item fill a tile of 16), with a mask that keeps them apart: two or three
+attention calls serve all lengths, and their rectangles are small. Refuses empty histories.
+Legend: N tokens in all, B histories, W width of a tile.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Group", "Packed"]
+__all__ = ["Packed", "Tiles"]
 
-#: lengths up to which attention runs on groups of one exact length; above, neighbours share a group
-EXACT = 8
-_STRETCH = 1.25
+_WIDTHS = (16, 32)  # longer histories: one to a tile, as wide as the longest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Group:
-    """Histories of like length, as one rectangle of tokens.
+class Tiles:
+    """Histories of up to W tokens, side by side in rows of W."""
 
-    Under a causal mask a real token never looks to its right, so the tokens that fill up a row need no
-    mask of their own: their outputs are simply not read.
-    """
-
-    histories: Tensor  #: [G] which histories
-    tokens: Tensor  #: [G, longest] where their tokens stand; short rows repeat their last token
-    kept: Tensor | None  #: [kept tokens] places in the flattened rectangle, None if all are real
-    last: Tensor  #: [G] index of each row's last token within the row
-    lengths: tuple[int, int]  #: shortest and longest
+    width: int  #: W
+    tokens: Tensor  #: [tiles * W] the token that stands there; spare places repeat the first
+    places: Tensor  #: [tokens of these histories] where each stands in the flattened tiles
+    mask: Tensor  #: [tiles, 1, W, W] True where a place may look: same history, not later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,14 +38,14 @@ class Packed:
     items: Tensor  #: [N] item rows, int64
     positions: Tensor  #: [N] 0, 1, ... within each history, int64
     last: Tensor  #: [B] place of each history's last token, int64
-    lengths: NDArray[np.int64]  #: [B], on the CPU
-    groups: tuple[Group, ...]  #: a partition of the histories by length
+    tiles: tuple[Tiles, ...]
+    untiled: Tensor  #: [N] where each token stands once the tiles' real tokens are laid end to end
 
     @classmethod
     def of(
         cls,
-        flat: NDArray[np.integer],
-        lengths: NDArray[np.integer],
+        flat: NDArray[np.integer[Any]],
+        lengths: NDArray[np.integer[Any]],
         device: torch.device | str = "cpu",
     ) -> Packed:
         """Lay out histories.
@@ -70,46 +66,64 @@ class Packed:
         ends = np.cumsum(sizes)
         starts = ends - sizes
         positions = np.arange(len(flat)) - np.repeat(starts, sizes)
+        tiles, order = [], [np.empty(0, np.int64)]
+        shorter = 0
+        for width in (*_WIDTHS, int(sizes.max(initial=0))):
+            members = np.flatnonzero((sizes > shorter) & (sizes <= width))
+            if len(members):
+                tokens, places, mask = _tile(starts[members], sizes[members], width)
+                tiles.append(
+                    Tiles(
+                        width=width,
+                        tokens=_to(tokens, device),
+                        places=_to(places, device),
+                        mask=_to(mask, device),
+                    )
+                )
+                order.append(tokens[places])
+            shorter = max(shorter, width)
+        untiled = np.empty(len(flat), np.int64)
+        untiled[np.concatenate(order)] = np.arange(len(flat))
         return cls(
-            items=_to(flat, device),
+            items=_to(flat.astype(np.int64), device),
             positions=_to(positions, device),
             last=_to(ends - 1, device),
-            lengths=sizes,
-            groups=tuple(_groups(starts, sizes, device)),
+            tiles=tuple(tiles),
+            untiled=_to(untiled, device),
         )
 
 
-def _groups(
-    starts: NDArray[np.int64], sizes: NDArray[np.int64], device: torch.device | str
-) -> list[Group]:
-    order = np.argsort(sizes, kind="stable")
-    ordered = sizes[order]
-    groups = []
-    begin = 0
-    while begin < len(order):
-        shortest = int(ordered[begin])
-        longest = shortest if shortest <= EXACT else int(shortest * _STRETCH)
-        end = int(np.searchsorted(ordered, longest, side="right"))
-        members, lengths = order[begin:end], ordered[begin:end]
-        width = int(lengths[-1])
-        within = np.arange(width)
-        tokens = starts[members, None] + np.minimum(within, lengths[:, None] - 1)
-        real = within < lengths[:, None]
-        groups.append(
-            Group(
-                histories=_to(members, device),
-                tokens=_to(tokens, device),
-                kept=None if shortest == width else _to(np.flatnonzero(real), device),
-                last=_to(lengths - 1, device),
-                lengths=(shortest, width),
-            )
-        )
-        begin = end
-    return groups
+def _tile(
+    starts: NDArray[np.int64], sizes: NDArray[np.int64], width: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+    """(tokens, places, mask) of :class:`Tiles` for histories of at most `width` tokens.
+
+    Histories of which the same number fits into a tile share tiles, at equal distances.
+    """
+    fits = width // sizes
+    order = np.argsort(-fits, kind="stable")
+    starts, sizes, fits = starts[order], sizes[order], fits[order]
+    kinds, first, counts = np.unique(fits, return_index=True, return_counts=True)
+    kinds, first, counts = kinds[::-1], first[::-1], counts[::-1]  # as they stand in `fits`
+    rows_of_kind = -(-counts // kinds)
+    base = np.repeat(np.cumsum(rows_of_kind) - rows_of_kind, counts)
+    within = np.arange(len(sizes)) - np.repeat(first, counts)
+    corner = (base + within // fits) * width + within % fits * (width // fits)
+
+    offsets = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    places = np.repeat(corner, sizes) + offsets
+    rows = int(rows_of_kind.sum())
+    tokens = np.full(rows * width, starts[0])
+    tokens[places] = np.repeat(starts, sizes) + offsets
+    owner = np.full(rows * width, -1)
+    owner[places] = np.repeat(np.arange(len(sizes)), sizes)
+    owners = owner.reshape(rows, width)
+    mask = (owners[:, :, None] == owners[:, None, :]) & np.tri(width, dtype=bool)
+    return tokens, places, mask[:, None]
 
 
-def _to(values: NDArray[np.integer], device: torch.device | str) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(values, np.int64))
+def _to(values: NDArray[Any], device: torch.device | str) -> Tensor:
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
     if torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor

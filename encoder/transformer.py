@@ -1,8 +1,8 @@
 """A causal transformer over packed histories: post-norm blocks as in BERT, parameter names as in RecBole.
 
-Linear layers, norms and feed-forwards see the packed tokens [N, D]; attention sees rectangles of like length.
-With `only_last` the last block asks its queries, and runs what follows them, at last positions only: for one-vector-
-a-history uses this halves a two-block encoder. Legend: N tokens, B histories, D width, G rows of a group, L longest, H heads.
+Linear layers, norms and feed-forwards see the packed tokens [N, D]; attention sees tiles. With `only_last` the last block
+goes on with last positions alone once attention is done: for one vector a history this nearly halves a two-block encoder.
+Legend: N tokens, B histories, D width, H heads, W width of a tile.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from encoder.packed import Group, Packed
+from encoder.dropout import Dropout, dropout
+from encoder.packed import Packed, Tiles
 
 __all__ = ["CausalTransformer"]
 
@@ -84,52 +85,41 @@ class _Attention(nn.Module):
         self.value = nn.Linear(hidden, hidden)
         self.dense = nn.Linear(hidden, hidden)
         self.LayerNorm = nn.LayerNorm(hidden, eps=eps)
-        self.out_dropout = nn.Dropout(dropout)
+        self.out_dropout = Dropout(dropout)
         self.attention_dropout = attention_dropout
 
     def forward(self, x_ND: Tensor, packed: Packed, only_last: bool) -> Tensor:
-        asked = x_ND.index_select(0, packed.last) if only_last else x_ND
-        query = self.query(asked)
-        # one matrix product for both: they see the same tokens
-        key, value = F.linear(
-            x_ND,
-            torch.cat([self.key.weight, self.value.weight]),
-            torch.cat([self.key.bias, self.value.bias]),
-        ).chunk(2, dim=-1)
-        mixed = torch.cat(
-            [self._attend(query, key, value, group, only_last) for group in packed.groups]
+        # one matrix product for all three: they see the same tokens
+        parts = (self.query, self.key, self.value)
+        qkv = F.linear(
+            x_ND, torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
         )
-        places = torch.cat([_places(group, only_last) for group in packed.groups])
-        mixed = torch.empty_like(mixed).index_copy(0, places, mixed)
-        out: Tensor = self.LayerNorm(self.out_dropout(self.dense(mixed)) + asked)
+        mixed = torch.cat([self._attend(qkv, tiles) for tiles in packed.tiles])
+        places = packed.untiled
+        if only_last:
+            places, x_ND = places[packed.last], x_ND[packed.last]
+        out: Tensor = self.LayerNorm(
+            self.out_dropout(self.dense(mixed.index_select(0, places))) + x_ND
+        )
         return out
 
-    def _attend(
-        self, query: Tensor, key: Tensor, value: Tensor, group: Group, only_last: bool
-    ) -> Tensor:
-        """Attention inside one group: [kept tokens, D], or [G, D] with `only_last`."""
-        rows, width = group.tokens.shape
-        dropout = self.attention_dropout if self.training else 0.0
-        flat = group.tokens.flatten()
-        if width == 1 and not dropout:
-            return value.index_select(0, flat)  # a softmax over one entry
-        k, v = (self._heads(t.index_select(0, flat), rows, width) for t in (key, value))
-        if not only_last:
-            q = self._heads(query.index_select(0, flat), rows, width)
-            out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
-            mixed = out.transpose(1, 2).reshape(rows * width, -1)
-            return mixed if group.kept is None else mixed.index_select(0, group.kept)
-        q = self._heads(query.index_select(0, group.histories), rows, 1)
-        mask = None
-        if group.kept is not None:
-            within = torch.arange(width, device=q.device)
-            mask = (within <= group.last[:, None])[:, None, None]
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-        return out.reshape(rows, -1)
+    def _attend(self, qkv: Tensor, tiles: Tiles) -> Tensor:
+        """[tokens of these tiles, D]."""
+        rectangle = qkv.index_select(0, tiles.tokens)
+        heads = rectangle.view(-1, tiles.width, 3, self.heads, qkv.shape[1] // 3 // self.heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)
+        rate = self.attention_dropout if self.training else 0.0
+        mixed = _attention(query, key, value, tiles.mask, rate)
+        flat = mixed.transpose(1, 2).reshape(len(rectangle), -1)
+        return flat.index_select(0, tiles.places)
 
-    def _heads(self, x: Tensor, rows: int, width: int) -> Tensor:
-        """[G * L, D] to [G, H, L, D / H]."""
-        return x.view(rows, width, self.heads, -1).transpose(1, 2)
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rate: float) -> Tensor:
+    """Masked attention of [tiles, H, W, D / H] tensors."""
+    if rate == 0 or query.device.type != "cpu":
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=rate)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    return dropout(scores.masked_fill(~mask, -torch.inf).softmax(dim=-1), rate) @ value
 
 
 class _FeedForward(nn.Module):
@@ -138,17 +128,9 @@ class _FeedForward(nn.Module):
         self.dense_1 = nn.Linear(hidden, inner)
         self.dense_2 = nn.Linear(inner, hidden)
         self.LayerNorm = nn.LayerNorm(hidden, eps=eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x_ND: Tensor) -> Tensor:
         hidden = self.dense_2(F.gelu(self.dense_1(x_ND)))
         out: Tensor = self.LayerNorm(self.dropout(hidden) + x_ND)
         return out
-
-
-def _places(group: Group, only_last: bool) -> Tensor:
-    """Where the group's outputs belong among the packed tokens, or among the histories."""
-    if only_last:
-        return group.histories
-    flat = group.tokens.flatten()
-    return flat if group.kept is None else flat.index_select(0, group.kept)

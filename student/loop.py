@@ -23,7 +23,15 @@ from student.losses import Direction, fused_loss
 from student.protocol import Student
 from student.targets import JoinSettings, Prepared, Scores, prepared
 
-__all__ = ["EpochRecord", "RunState", "TrainSettings", "schedule", "step_loss", "train"]
+__all__ = [
+    "EpochRecord",
+    "RunState",
+    "TrainSettings",
+    "make_optimizer",
+    "schedule",
+    "step_loss",
+    "train",
+]
 
 CrossEntropy: TypeAlias = Literal["full", "in-batch"]
 
@@ -92,8 +100,10 @@ def schedule(
     return name, batches[np.argsort(bits.random_raw(len(batches)), kind="stable")]
 
 
-def step_loss(model: Student, batch: Prepared, settings: TrainSettings) -> tuple[Tensor, ...]:
-    """(total, cross-entropy, divergence) of one batch, eqs. 6-10."""
+def step_loss(
+    model: Student, batch: Prepared, settings: TrainSettings, workspace: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """(total, cross-entropy, divergence) of one batch, eqs. 6-10; `workspace` as `fused_loss` has it."""
     users_TD = model.encode(batch.packed)
     table_VD = model.item_table()
     in_batch = settings.ce == "in-batch"
@@ -107,6 +117,7 @@ def step_loss(model: Student, batch: Prepared, settings: TrainSettings) -> tuple
         entropy=target.entropy if target else 0.0,
         weight=settings.kd_weight if target else 0.0,
         kl=settings.kl,
+        workspace=None if in_batch else workspace,
     )
 
 
@@ -151,6 +162,9 @@ def train(
     state = state or RunState()
     optimizer = optimizer or make_optimizer(model, settings)
     staged = plan.num_buckets * settings.epochs_per_stage if settings.curriculum else 0
+    workspace = None
+    if torch.device(device).type == "cpu":  # elsewhere the allocator keeps such blocks at hand
+        workspace = torch.empty(plan.batch_size, dataset.num_items)
     while not state.finished and (now := schedule(settings, plan, state.epoch)):
         name, order = now
         model.train()
@@ -160,7 +174,7 @@ def train(
         for done, batch in enumerate(batches, start=1):
             torch.manual_seed(settings.seed << 32 | state.step)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.amp):
-                total, ce, kd = step_loss(model, batch, settings)
+                total, ce, kd = step_loss(model, batch, settings, workspace)
             optimizer.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()

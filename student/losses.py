@@ -50,6 +50,7 @@ def fused_loss(
     entropy: float = 0.0,
     weight: float = 0.0,
     kl: Direction = "teacher-student",
+    workspace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Eq. 10: cross-entropy over the table's items plus `weight` times the divergence over the batch's.
 
@@ -60,12 +61,14 @@ def fused_loss(
         items_C: rows of `table_VD` that are the batch's columns; None if the table is just them.
         target_TC: q; None for the base model.
         entropy: mean entropy of q's rows, in nats; shifts the teacher-student divergence, never its gradient.
+        workspace: [T or more, V] of the logits' type that is written over, until the backward pass is done. Fresh
+            memory of that size costs the kernel about as much as the softmax.
 
     Returns:
         (total, cross-entropy, divergence): only the total carries a gradient.
     """
     total, ce, kd = _Fused.apply(
-        users_TD, table_VD, rows_T, items_C, target_TC, entropy, weight, kl
+        users_TD, table_VD, rows_T, items_C, target_TC, entropy, weight, kl, workspace
     )  # type: ignore[no-untyped-call]
     return total, ce, kd
 
@@ -87,9 +90,11 @@ class _Fused(torch.autograd.Function):
         entropy: float,
         weight: float,
         kl: Direction,
+        workspace: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         slots = len(users_TD)
-        logits = users_TD @ table_VD.T
+        out = None if workspace is None else workspace[:slots]
+        logits = torch.mm(users_TD, table_VD.T, out=out)
         g_TC = None
         kd = logits.new_zeros(())
         if target_TC is not None:
@@ -97,7 +102,7 @@ class _Fused(torch.autograd.Function):
             logp = torch.log_softmax(batch_TC, dim=-1)
             g_TC, kd = _divergence(logp, target_TC, entropy, kl)
             g_TC.mul_(weight / slots)
-        probabilities = torch.softmax(logits, dim=-1)
+        probabilities = torch.softmax(logits, dim=-1, out=out)
         # reported only: saturates at 87 nats, the gradient does not
         at_target = probabilities.gather(1, rows_T[:, None])
         ce = at_target.clamp(min=torch.finfo(logits.dtype).tiny).log_().mean().neg_()
@@ -119,7 +124,7 @@ class _Fused(torch.autograd.Function):
             to_users.addmm_(g_TC, table_VD.index_select(0, items_C))
             to_table.index_add_(0, items_C, g_TC.T @ users_TD)
         scale = upstream[0]
-        return to_users.mul_(scale), to_table.mul_(scale), None, None, None, None, None, None
+        return to_users.mul_(scale), to_table.mul_(scale), *[None] * 7
 
 
 def _divergence(

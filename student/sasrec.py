@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from encoder.dropout import Dropout
 from encoder.packed import Packed
 from encoder.transformer import CausalTransformer
 
@@ -42,7 +43,7 @@ class SASRec(nn.Module):
         self.item_embedding = nn.Embedding(num_items, config.hidden)
         self.position_embedding = nn.Embedding(config.max_length, config.hidden)
         self.LayerNorm = nn.LayerNorm(config.hidden, eps=1e-12)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.trm_encoder = CausalTransformer(
             hidden=config.hidden,
             layers=config.layers,

@@ -1,0 +1,81 @@
+"""The journal of unfinished work: which files are whole, told by digest and never by mere existence.
+
+    <work>/journal.jsonl   one line a file: {"path", "sha256", "size"}
+
+A file goes through the one door first, then its line is appended and fsynced; the digest is taken from memory before
+writing. On resume a file counts only if it is journalled and its bytes still hash to that digest. A torn or damaged line is
+dropped: it costs the work of one file, never the result.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+from cache.atomic import append_line, disk_errors, put
+from cache.digest import Bytes, canonical_json, sha256_bytes, sha256_file
+from cache.manifest import Entry
+
+__all__ = ["JOURNAL", "Journal"]
+
+JOURNAL = "journal.jsonl"
+
+
+class Journal:
+    """The files of a work folder that are known to be whole."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read the journal of `folder`, and write it anew without the lines that are torn."""
+        self.folder = folder
+        self._path = folder / JOURNAL
+        self._entries: dict[str, Entry] = {}
+        with disk_errors(self._path):
+            data = self._path.read_bytes() if self._path.exists() else b""
+        lines = data.split(b"\n")
+        read = [entry for entry in map(_parse, lines[:-1]) if entry is not None]
+        self._entries = {entry.path: entry for entry in read}
+        if lines[-1] or len(read) != len(lines) - 1:
+            put(self._path, b"".join(_line(entry) for entry in read))
+
+    def put(self, name: str, *pieces: Bytes) -> None:
+        """Write a file and its line, both durable on return."""
+        size = sum(memoryview(piece).nbytes for piece in pieces)
+        entry = Entry(path=name, size=size, sha256=sha256_bytes(*pieces))
+        put(self.folder / name, *pieces)
+        append_line(self._path, _line(entry))
+        self._entries[name] = entry
+
+    def digest(self, name: str) -> str | None:
+        """What `name` was when it was written, or None if it never was."""
+        entry = self._entries.get(name)
+        return entry.sha256 if entry is not None else None
+
+    def whole(self, name: str) -> bool:
+        """Whether `name` is journalled and lies there with exactly those bytes; reads the file."""
+        entry = self._entries.get(name)
+        path = self.folder / name
+        if entry is None:
+            return False
+        with disk_errors(path):
+            try:
+                status = path.lstat()
+            except (FileNotFoundError, NotADirectoryError):
+                return False
+            return (
+                stat.S_ISREG(status.st_mode)
+                and status.st_size == entry.size
+                and sha256_file(path) == entry.sha256
+            )
+
+
+def _line(entry: Entry) -> bytes:
+    return canonical_json({"path": entry.path, "sha256": entry.sha256, "size": entry.size}) + b"\n"
+
+
+def _parse(line: bytes) -> Entry | None:
+    try:
+        entry = Entry(**json.loads(line))
+        return entry if _line(entry) == line + b"\n" else None
+    except (ValueError, TypeError, RecursionError):
+        return None

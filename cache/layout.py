@@ -1,0 +1,178 @@
+"""Format 1 of a score set: where every byte of `scores.zarr` stands, computed from four numbers.
+
+    scores/<name>/   manifest.json   scores.zarr/ zarr.json  c.0.0.0  c.1.0.0 ...
+
+A plain Zarr v3 array, float16 [batches, T, C]: one chunk a batch, many chunks a shard file, a crc32c behind every
+chunk and behind the index, slots and columns beyond a batch NaN. Nothing is parsed that could be computed: `zarr.json`
+must equal `Layout.metadata` byte for byte, a shard's index must be the one this file would write.
+
+Shape legend: T slots of a full batch, C columns of the widest batch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.plan import Plan
+
+__all__ = ["ARRAY", "METADATA", "SHARD_BYTES", "Layout", "Raw", "crc32c", "encode_shard"]
+
+ARRAY = "scores.zarr"
+METADATA = f"{ARRAY}/zarr.json"
+SHARD_BYTES = 32 << 20
+
+Raw: TypeAlias = NDArray[np.uint8]
+
+_ITEM = np.dtype("<f2")
+_CRC = np.dtype("<u4")
+_ENTRY = 16  # offset and size of one chunk in the index, u64 each
+_ABSENT = np.uint64(2**64 - 1)
+_BYTES_CODEC = {"name": "bytes", "configuration": {"endian": "little"}}
+_CRC_CODEC = {"name": "crc32c"}
+
+
+def crc32c(data: Raw) -> int:
+    """CRC-32C of a contiguous uint8 array, without a copy (the C extension refuses memoryviews)."""
+    return int(google_crc32c.value(data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """The geometry of one score set."""
+
+    batches: int
+    slots: int  #: T
+    columns: int  #: C
+    per_shard: int  #: batches in a full shard file
+
+    @classmethod
+    def of(cls, plan: Plan, *, shard_bytes: int = SHARD_BYTES) -> Layout:
+        """The layout of a score set over `plan`, with shard files of at most about `shard_bytes`."""
+        stored = 2 * plan.batch_size * plan.num_columns + _CRC.itemsize
+        per_shard = min(max(1, shard_bytes // (stored + _ENTRY)), max(1, len(plan)))
+        return cls(
+            batches=len(plan),
+            slots=plan.batch_size,
+            columns=plan.num_columns,
+            per_shard=per_shard,
+        )
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Bytes of one batch, without its crc32c."""
+        return self.slots * self.columns * _ITEM.itemsize
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of one batch with its crc32c: the stride of chunks in a shard."""
+        return self.chunk_bytes + _CRC.itemsize
+
+    @property
+    def shards(self) -> range:
+        """Numbers of the shard files; each is one unit of work."""
+        return range(-(-self.batches // self.per_shard))
+
+    def shard_batches(self, shard: int) -> range:
+        """Batches of one shard; the last shard may hold fewer."""
+        first = shard * self.per_shard
+        return range(first, min(first + self.per_shard, self.batches))
+
+    def shard_path(self, shard: int) -> str:
+        """Relative to the score set's folder."""
+        return f"{ARRAY}/c.{shard}.0.0"
+
+    def shard_size(self, shard: int) -> int:
+        """Bytes of a shard file: its chunks, then an index entry for each place, then a crc32c."""
+        chunks = len(self.shard_batches(shard)) * self.stored_bytes
+        return chunks + self.per_shard * _ENTRY + _CRC.itemsize
+
+    def sizes(self) -> dict[str, int]:
+        """Path and size of every shard file."""
+        return {self.shard_path(shard): self.shard_size(shard) for shard in self.shards}
+
+    def locate(self, batch: int) -> tuple[int, int]:
+        """(shard, place in it) of a batch."""
+        return divmod(batch, self.per_shard)
+
+    def index(self, shard: int) -> Raw:
+        """The index at the end of a shard: offset and size of each chunk, absent places all ones."""
+        table = np.full((self.per_shard, 2), _ABSENT, "<u8")
+        present = len(self.shard_batches(shard))
+        table[:present, 0] = np.arange(present, dtype=np.uint64) * np.uint64(self.stored_bytes)
+        table[:present, 1] = self.stored_bytes
+        raw = table.reshape(-1).view(np.uint8)
+        return np.concatenate([raw, np.array([crc32c(raw)], _CRC).view(np.uint8)])
+
+    def metadata(self, attributes: Mapping[str, Any]) -> bytes:
+        """The bytes of zarr.json; `attributes` say which teacher, plan and temperature."""
+        value = {
+            "zarr_format": 3,
+            "node_type": "array",
+            "shape": [self.batches, self.slots, self.columns],
+            "data_type": "float16",
+            "chunk_grid": {
+                "name": "regular",
+                "configuration": {"chunk_shape": [self.per_shard, self.slots, self.columns]},
+            },
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
+            "fill_value": "NaN",
+            "codecs": [
+                {
+                    "name": "sharding_indexed",
+                    "configuration": {
+                        "chunk_shape": [1, self.slots, self.columns],
+                        "codecs": [_BYTES_CODEC, _CRC_CODEC],
+                        "index_codecs": [_BYTES_CODEC, _CRC_CODEC],
+                        "index_location": "end",
+                    },
+                }
+            ],
+            "attributes": {"ckd": attributes},
+            "dimension_names": ["batch", "slot", "column"],
+            "storage_transformers": [],
+        }
+        text = json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False, sort_keys=True)
+        return text.encode("ascii") + b"\n"
+
+    def chunk(self, shard: Raw, place: int) -> Raw:
+        """The bytes of one batch in a shard, without its crc32c; a view."""
+        start = place * self.stored_bytes
+        return shard[start : start + self.chunk_bytes]
+
+    def scores(self, chunk: Raw) -> NDArray[np.float16]:
+        """A chunk as [T, C]; a view."""
+        return chunk.view(_ITEM).reshape(self.slots, self.columns)
+
+    def checksums(self, shard: Raw, number: int) -> NDArray[np.uint32]:
+        """[batches of the shard] the crc32c stored behind each chunk."""
+        present = len(self.shard_batches(number))
+        rows = shard[: present * self.stored_bytes].reshape(present, self.stored_bytes)
+        tails = np.ascontiguousarray(rows[:, self.chunk_bytes :])
+        return tails.view(_CRC).reshape(present)
+
+
+def encode_shard(layout: Layout, shard: int, batches: Iterable[NDArray[np.float16]]) -> Raw:
+    """The bytes of a shard file from its batches, each [T_b, C_b]; the rest of a chunk is NaN."""
+    data = np.empty(layout.shard_size(shard), np.uint8)
+    count = 0
+    for place, scores_TC in enumerate(batches):
+        chunk = layout.chunk(data, place)
+        target = layout.scores(chunk)
+        rows, width = scores_TC.shape
+        target[:rows, :width] = scores_TC
+        target[:rows, width:] = np.nan
+        target[rows:] = np.nan
+        end = (place + 1) * layout.stored_bytes
+        data[end - _CRC.itemsize : end].view(_CRC)[0] = crc32c(chunk)
+        count += 1
+    if count != len(layout.shard_batches(shard)):
+        raise ValueError(f"{count} batches for a shard of {len(layout.shard_batches(shard))}")
+    data[count * layout.stored_bytes :] = layout.index(shard)
+    return data

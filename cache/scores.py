@@ -1,0 +1,320 @@
+"""Reads one teacher's score set: memory-mapped, verified, any batch at any time, no copy.
+
+On the first touch of a shard file its sha256 is compared with the manifest and its index and checksums with the layout; the
+checksums are kept (4 bytes a batch), and every chunk handed out later must still have its own: a flipped bit, two
+swapped chunks or a swapped file are refused by file and batch. At most about 512 MiB are mapped at once, however
+large the set is. `zarr.json` and every file's size are checked on opening. One prefetch thread beside the main one is fine.
+
+Shape legend: T slots and C columns of one batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import mmap
+import os
+import stat
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.atomic import disk_errors
+from cache.errors import StoreError, UsageError
+from cache.layout import METADATA, Layout, Raw, crc32c
+from cache.manifest import Manifest, check_part
+from cache.plan import Plan
+
+__all__ = ["ScoreReader"]
+
+Scores: TypeAlias = NDArray[np.float16]
+
+_MAPPED_BYTES = 512 << 20
+_MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
+_ADVICE = "restore it from where the store came from, or build that part again"
+
+
+@dataclass(slots=True)
+class _Shard:
+    """A mapped shard file."""
+
+    memory: mmap.mmap
+    data: Raw  #: the whole file
+    populated: bytearray  #: one flag a chunk: its pages are mapped in
+
+
+@dataclass(frozen=True, slots=True)
+class _Verified:
+    """What is remembered of a shard after its sha256 was right."""
+
+    identity: tuple[int, ...]  #: device, inode, size, time of change of the file that was hashed
+    checksums: NDArray[np.uint32]  #: [batches of the shard]
+
+
+class ScoreReader:
+    """Log-probabilities of one teacher for every batch of a plan. Make one with :meth:`open`."""
+
+    def __init__(self, folder: Path, plan: Plan, manifest: Manifest, layout: Layout) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self.layout = layout
+        self._rows = np.diff(plan.starts)
+        self._widths = np.maximum.reduceat(plan.slot_columns, plan.starts[:-1]) + 1
+        self._digests = {entry.path: entry.sha256 for entry in manifest.files}
+        self._max_maps = max(2, _MAPPED_BYTES // layout.shard_size(0))
+        self._maps: OrderedDict[int, _Shard] = OrderedDict()
+        self._verified: dict[int, _Verified] = {}
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, folder: Path, plan: Plan) -> ScoreReader:
+        """Open the sealed score set `folder` over `plan`.
+
+        Raises:
+            StoreError: unfinished, files missing, extra or of another size (``store.*``), made over
+                another plan (``scores.foreign``), or not what its own manifest says.
+        """
+        manifest = check_part(folder, "scores", deep=False)
+        _check_lineage(folder, manifest, plan)
+        layout = _layout(folder, manifest, plan)
+        sizes = {entry.path: entry.size for entry in manifest.files if entry.path != METADATA}
+        if sizes != layout.sizes():
+            raise StoreError(
+                f"{folder}: its shard files are not those that its plan and settings ask for; {_ADVICE}.",
+                code="store.inconsistent",
+            )
+        attributes = {
+            "counts": dict(manifest.counts),
+            "parents": dict(manifest.parents),
+            "settings": dict(manifest.settings),
+        }
+        path = folder / METADATA
+        with disk_errors(path):
+            found = path.read_bytes() if path.is_file() else b""
+        if found != layout.metadata(attributes):
+            raise StoreError(
+                f"{path}: does not say what {folder / 'manifest.json'} says, "
+                f"one of the two has changed; {_ADVICE}.",
+                code="store.inconsistent",
+            )
+        return cls(folder, plan, manifest, layout)
+
+    @property
+    def name(self) -> str:
+        """The score set's name in its store."""
+        return self.folder.name
+
+    @property
+    def digest(self) -> str:
+        """The identity of the score set."""
+        return self.manifest.digest
+
+    @property
+    def tau(self) -> float:
+        """The temperature of the stored softmax (eq. 2)."""
+        return float(self.manifest.settings["tau"])
+
+    @property
+    def quality(self) -> float | None:
+        """The teacher's NDCG@10 on validation, if it was handed in."""
+        value = self.manifest.settings["quality"].get("ndcg@10")
+        return None if value is None else float(value)
+
+    def __len__(self) -> int:
+        return self.layout.batches
+
+    def shape(self, index: int) -> tuple[int, int]:
+        """(T_b, C_b) of one batch."""
+        return int(self._rows[index]), int(self._widths[index])
+
+    def __getitem__(self, index: int) -> Scores:
+        """Log-probabilities [T_b, C_b] of one batch: a read-only view of the file, verified.
+
+        Raises:
+            StoreError: the bytes are not those that were sealed; names the file and the batch.
+        """
+        shard, chunk = self._chunk(index)
+        self._check(index, shard, chunk)
+        rows, width = self.shape(index)
+        return self.layout.scores(chunk)[:rows, :width]
+
+    def read_into(self, index: int, out: Scores) -> Scores:
+        """Copy one batch into the caller's buffer, verified; returns the part that holds it.
+
+        Args:
+            out: float16 [T, C] of the layout (fastest: one straight copy) or [T_b, C_b].
+
+        Returns:
+            out[:T_b, :C_b].
+
+        Raises:
+            StoreError: the bytes are not those that were sealed; what is in `out` is void then.
+            UsageError: `out` has neither of the two shapes.
+        """
+        rows, width = self.shape(index)
+        shard, chunk = self._chunk(index)
+        scores_TC = self.layout.scores(chunk)
+        if out.shape == scores_TC.shape:
+            np.copyto(out[:rows], scores_TC[:rows])
+        elif out.shape == (rows, width):
+            np.copyto(out, scores_TC[:rows, :width])
+        else:
+            raise UsageError(
+                f"batch {index}: the buffer has shape {out.shape}, {scores_TC.shape} or "
+                f"{(rows, width)} was expected; hand in one of these.",
+                code="scores.wrong_buffer",
+            )
+        # after the copy, while the chunk is in the processor's cache: nearly twice as fast
+        self._check(index, shard, chunk)
+        return out[:rows, :width]
+
+    def _chunk(self, index: int) -> tuple[int, Raw]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of a score set of {len(self)} batches")
+        number, place = self.layout.locate(index)
+        with self._lock:
+            shard = self._maps.get(number)
+            if shard is None:
+                shard = self._map(number)
+            else:
+                self._maps.move_to_end(number)
+        chunk = self.layout.chunk(shard.data, place)
+        if not shard.populated[place]:
+            _populate(shard.memory, place * self.layout.stored_bytes, self.layout.stored_bytes)
+            shard.populated[place] = 1
+        return number, chunk
+
+    def _check(self, index: int, shard: int, chunk: Raw) -> None:
+        _, place = self.layout.locate(index)
+        if crc32c(chunk) != self._verified[shard].checksums[place]:
+            path = self.folder / self.layout.shard_path(shard)
+            raise StoreError(
+                f"{path}: the bytes of batch {index} have changed (crc32c); {_ADVICE}.",
+                code="store.wrong_checksum",
+            )
+
+    def _map(self, number: int) -> _Shard:
+        """Map a shard file; hash it if this very file was not hashed before. Holds the lock."""
+        path = self.folder / self.layout.shard_path(number)
+        shard, identity = _map_file(path, self.layout, number)
+        known = self._verified.get(number)
+        if known is None or known.identity != identity:
+            self._verified[number] = _Verified(identity, self._verify(path, number, shard))
+        while len(self._maps) >= self._max_maps:
+            # dropped, not closed: a view that was handed out keeps its pages alive
+            self._maps.popitem(last=False)
+        self._maps[number] = shard
+        return shard
+
+    def _verify(self, path: Path, number: int, shard: _Shard) -> NDArray[np.uint32]:
+        layout = self.layout
+        expected = self._digests[layout.shard_path(number)]
+        with contextlib.suppress(OSError, AttributeError):
+            shard.memory.madvise(mmap.MADV_WILLNEED)
+        if f"sha256:{hashlib.sha256(shard.data.data).hexdigest()}" != expected:
+            batches = layout.shard_batches(number)
+            odd = _odd_chunks(layout, number, shard.data)
+            raise StoreError(
+                f"{path}: its bytes have changed, it holds batches {batches[0]} to {batches[-1]}"
+                f"{f' and batch {batches[odd[0]]} is damaged' if odd else ''}; {_ADVICE}.",
+                code="store.wrong_digest",
+            )
+        index = layout.index(number)
+        if not np.array_equal(shard.data[-len(index) :], index):
+            raise StoreError(
+                f"{path}: its index is not the one of format 1; {_ADVICE}.", code="store.bad_index"
+            )
+        shard.populated[:] = b"\1" * len(shard.populated)
+        return layout.checksums(shard.data, number)
+
+
+def _check_lineage(folder: Path, manifest: Manifest, plan: Plan) -> None:
+    for kind, found in (("dataset", plan.manifest.parents["dataset"]), ("plan", plan.digest)):
+        parent = manifest.parents.get(kind, "none")
+        if parent != found:
+            raise StoreError(
+                f"{folder}: was made over the {kind} {parent}, but {plan.path} is of {kind} {found}; "
+                f"remove that folder and run `kd-cache build --teacher {folder.name}`, "
+                "or use the store it came from.",
+                code="scores.foreign",
+            )
+
+
+def _layout(folder: Path, manifest: Manifest, plan: Plan) -> Layout:
+    """The layout that the manifest asks for, once every setting is known to be sound."""
+    settings, counts = manifest.settings, manifest.counts
+    per_shard: Any = settings.get("batches_per_shard")
+    tau: Any = settings.get("tau")
+    quality: Any = settings.get("quality")
+    expected = {"batches": len(plan), "columns": plan.num_columns, "slots": plan.batch_size}
+    sound = (
+        counts == expected
+        and isinstance(per_shard, int)
+        and not isinstance(per_shard, bool)
+        and 1 <= per_shard <= max(1, len(plan))
+        and _is_number(tau)
+        and tau > 0
+        and isinstance(quality, dict)
+        and all(map(_is_number, quality.values()))
+        and settings.get("dtype") == "float16"
+        and settings.get("score") == "log_softmax"
+        and settings.get("codec") == "none"
+        and isinstance(settings.get("teacher"), str)
+        and isinstance(settings.get("teacher_digest"), str)
+    )
+    if not sound:
+        raise StoreError(
+            f"{folder / 'manifest.json'}: its settings or counts are not those of a score set over "
+            f"{plan.path}; {_ADVICE}.",
+            code="store.bad_settings",
+        )
+    return Layout(
+        batches=len(plan), slots=plan.batch_size, columns=plan.num_columns, per_shard=per_shard
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _map_file(path: Path, layout: Layout, number: int) -> tuple[_Shard, tuple[int, ...]]:
+    size = layout.shard_size(number)
+    try:
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+    except OSError as error:
+        cause = error.strerror or type(error).__name__
+        raise StoreError(f"{path}: {cause}; {_ADVICE}.", code="store.missing") from error
+    try:
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
+            raise StoreError(
+                f"{path}: {size:,} bytes expected, {status.st_size:,} found; {_ADVICE}.",
+                code="store.wrong_size",
+            )
+        with disk_errors(path):
+            memory = mmap.mmap(handle, size, access=mmap.ACCESS_READ)
+    finally:
+        os.close(handle)
+    data = np.frombuffer(memory, np.uint8)
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    flags = bytearray(len(layout.shard_batches(number)))
+    return _Shard(memory, data, flags), identity
+
+
+def _populate(memory: mmap.mmap, start: int, length: int) -> None:
+    """Map the pages of a range in one call instead of a fault every few pages; only ever advice."""
+    first = start - start % mmap.PAGESIZE
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        memory.madvise(_MADV_POPULATE_READ, first, min(start + length, len(memory)) - first)
+
+
+def _odd_chunks(layout: Layout, number: int, data: Raw) -> list[int]:
+    """Places whose chunk does not have the crc32c behind it, to name the batch."""
+    stored = layout.checksums(data, number)
+    return [k for k, crc in enumerate(stored) if crc32c(layout.chunk(data, k)) != crc]

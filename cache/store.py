@@ -1,0 +1,211 @@
+"""A store: one frozen dataset, one plan over it, one score set per teacher, at one path that teams share.
+
+    cache/toys/   dataset/   plan/   scores/<name>/
+
+Each part is written once and sealed; adding a teacher adds a folder and touches nothing else. Parts name their parents'
+digests: a plan of another dataset or scores of another plan are refused with both. Clocks and hosts stand in
+`cache/toys.log` beside the store, never inside. Opening hashes dataset and plan; scores are hashed as they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from cache.atomic import disk_errors, staging
+from cache.dataset import Dataset, copy_part, open_dataset
+from cache.errors import StoreError
+from cache.manifest import MANIFEST, Manifest, check_part, read_manifest
+from cache.paths import check_name
+from cache.plan import Plan, open_plan
+from cache.scores import ScoreReader
+
+__all__ = ["Description", "PlanSource", "ScoreSet", "Store", "describe"]
+
+DATASET, PLAN, SCORES = "dataset", "plan", "scores"
+
+#: a plan to copy in, or a function that writes one at the given path over the given dataset
+PlanSource: TypeAlias = Plan | Callable[[Path, Dataset], Plan]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Store:
+    """An opened store. Make one with :meth:`open` or :meth:`create`."""
+
+    path: Path
+    dataset: Dataset
+    plan: Plan
+
+    @classmethod
+    def open(cls, path: Path, *, deep: bool = True) -> Store:
+        """Open a store and check that its plan was made over its dataset.
+
+        Args:
+            deep: hash the files of dataset and plan, not only compare sizes.
+
+        Raises:
+            StoreError: ``store.missing`` without a store there; a part damaged; ``store.lineage``.
+        """
+        _refuse_non_store(path)
+        dataset_digest = read_manifest(path / DATASET, "dataset").digest
+        parent = read_manifest(path / PLAN, "plan").parents.get("dataset", "none")
+        if parent != dataset_digest:
+            raise StoreError(
+                f"{path / PLAN / MANIFEST}: was made over the dataset {parent}, but "
+                f"{path / DATASET / MANIFEST} is the dataset {dataset_digest}; restore the two from "
+                f"one store, or make a new one with `kd-cache plan`.",
+                code="store.lineage",
+            )
+        dataset = open_dataset(path / DATASET, deep=deep)
+        return cls(path=path, dataset=dataset, plan=open_plan(path / PLAN, dataset, deep=deep))
+
+    @classmethod
+    def create(cls, path: Path, dataset: Dataset, plan: PlanSource) -> Store:
+        """Make a store at `path`: staged whole, checked, published by one rename.
+
+        Args:
+            plan: a plan over `dataset` to copy in, or a function that writes one into the store.
+
+        Raises:
+            StoreError: ``store.exists``; or the plan is of another dataset.
+        """
+        with staging(path) as folder:
+            copy_part(dataset.path, folder / DATASET, dataset.manifest)
+            inside = open_dataset(folder / DATASET, deep=True)
+            if isinstance(plan, Plan):
+                copy_part(plan.path, folder / PLAN, plan.manifest)
+            else:
+                plan(folder / PLAN, inside)
+            open_plan(folder / PLAN, inside, deep=True)
+            (folder / SCORES).mkdir()
+        return cls.open(path, deep=False)
+
+    @property
+    def names(self) -> list[str]:
+        """The finished score sets, sorted."""
+        folder = self.path / SCORES
+        if not folder.is_dir():
+            return []
+        return sorted(
+            child.name
+            for child in folder.iterdir()
+            if not child.name.startswith(".") and (child / MANIFEST).is_file()
+        )
+
+    @property
+    def unfinished(self) -> list[str]:
+        """Names of builds that were begun and are not finished, sorted."""
+        return sorted(p.name.removeprefix(".work-") for p in (self.path / SCORES).glob(".work-*"))
+
+    def folder(self, name: str) -> Path:
+        """Where the score set `name` lies, or would."""
+        return self.path / SCORES / check_name(name, where=str(self.path / SCORES))
+
+    def scores(self, name: str) -> ScoreReader:
+        """Open the score set `name`.
+
+        Raises:
+            StoreError: ``scores.missing``, naming those that are there; damaged or foreign.
+        """
+        folder = self.folder(name)
+        if not folder.is_dir():
+            there = ", ".join(self.names) or "none"
+            raise StoreError(
+                f"{self.path}: has no scores of {name!r} (there: {there}); "
+                f"run `kd-cache build --teacher {name}`.",
+                code="scores.missing",
+            )
+        return ScoreReader.open(folder, self.plan)
+
+    @property
+    def log(self) -> Path:
+        """The file beside the store that keeps what may not stand inside: times and hosts."""
+        return self.path.with_name(f"{self.path.name}.log")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreSet:
+    """What a person asks of one teacher's scores."""
+
+    name: str
+    digest: str
+    teacher_digest: str
+    tau: float
+    quality: Mapping[str, float]  #: validation metrics of the teacher
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Description:
+    """What a person asks of a store."""
+
+    path: Path
+    dataset: Manifest
+    plan: Manifest
+    dataset_bytes: int
+    plan_bytes: int
+    score_sets: tuple[ScoreSet, ...]
+    unfinished: tuple[str, ...]  #: builds begun and not finished
+
+
+def describe(store: Store) -> Description:
+    """Counts, digests and sizes of a store, from its manifests alone."""
+    sets = []
+    for name in store.names:
+        manifest = store.scores(name).manifest
+        settings = manifest.settings
+        sets.append(
+            ScoreSet(
+                name=name,
+                digest=manifest.digest,
+                teacher_digest=settings["teacher_digest"],
+                tau=settings["tau"],
+                quality=settings["quality"],
+                bytes=_bytes(manifest),
+            )
+        )
+    return Description(
+        path=store.path,
+        dataset=store.dataset.manifest,
+        plan=store.plan.manifest,
+        dataset_bytes=_bytes(store.dataset.manifest),
+        plan_bytes=_bytes(store.plan.manifest),
+        score_sets=tuple(sets),
+        unfinished=tuple(store.unfinished),
+    )
+
+
+def copy_score_set(source: Store, name: str, target: Store) -> Manifest:
+    """Copy one sealed score set between two stores over the same plan; every byte is checked.
+
+    Raises:
+        StoreError: ``store.lineage`` with both digests when the plans differ; ``store.exists``.
+    """
+    if source.plan.digest != target.plan.digest:
+        raise StoreError(
+            f"{source.path} is of plan {source.plan.digest}, {target.path} of plan "
+            f"{target.plan.digest}; scores of different plans cannot stand in one store, "
+            f"run `kd-cache build --teacher {name}` there.",
+            code="store.lineage",
+        )
+    reader = source.scores(name)
+    folder = target.folder(name)
+    with disk_errors(folder):
+        copy_part(reader.folder, folder, reader.manifest)
+    return check_part(folder, "scores", deep=True)
+
+
+def _bytes(manifest: Manifest) -> int:
+    return sum(entry.size for entry in manifest.files)
+
+
+def _refuse_non_store(path: Path) -> None:
+    if not path.is_dir() or not (path / DATASET).is_dir() or not (path / PLAN).is_dir():
+        what = "is not a store" if path.exists() else "is not there"
+        raise StoreError(
+            f"{path}: {what}, a folder with dataset/, plan/ and scores/ was expected; "
+            "make one with `kd-cache plan`, or check the path.",
+            code="store.missing",
+        )
