@@ -28,6 +28,7 @@ from rich.progress import (
 from rich.table import Table
 
 from cache.errors import CkdError
+from pipeline.config import default_map
 
 __all__ = ["Report", "note", "progress", "run", "say", "size", "table"]
 
@@ -110,7 +111,9 @@ def run(app: typer.Typer, name: str) -> None:
     os.environ.setdefault("KMP_BLOCKTIME", "1")
     signal.signal(signal.SIGTERM, _terminated)
     try:
-        status = app(prog_name=name, standalone_mode=False)
+        command = typer.main.get_command(app)
+        defaults = default_map(command, name)
+        status = command.main(prog_name=name, standalone_mode=False, default_map=defaults)
         sys.exit(status if isinstance(status, int) else 0)
     except CkdError as error:
         _fail(name, f"{error}  [{error.code}]", error.exit)

@@ -11,10 +11,10 @@ import contextlib
 import csv
 import gzip
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.csv
@@ -24,6 +24,9 @@ from cache.errors import InputError
 from pipeline.ingest.rows import RowErrors
 from pipeline.ingest.source import Events, bad_ids, encode_ids, id_problem
 from pipeline.ingest.times import column_of_times, parse_times
+
+if TYPE_CHECKING:
+    from _csv import Reader as CellReader
 
 __all__ = ["Layout", "broken_stream", "delimited", "open_text", "read_events", "records"]
 
@@ -69,7 +72,7 @@ def delimited(
         delimiter = max(_DELIMITERS, key=first.count)
     if names is not None:
         return Layout(path=path, names=names, delimiter=delimiter, quoted=quoted, header_lines=0)
-    header = next(csv.reader([first], **_dialect(delimiter, quoted)))
+    header = next(_reader([first], delimiter, quoted))
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise InputError(
@@ -105,7 +108,7 @@ def records(layout: Layout, errors: RowErrors) -> Iterator[tuple[int, list[str]]
             for _ in range(layout.header_lines):
                 file.readline()
                 line += 1
-            reader = csv.reader(file, **_dialect(layout.delimiter, layout.quoted))
+            reader = _reader(file, layout.delimiter, layout.quoted)
             for cells in reader:
                 row, line = line + 1, layout.header_lines + reader.line_num
                 if len(cells) == width:
@@ -122,9 +125,7 @@ def open_text(path: Path) -> IO[str]:
     """`path` as text, gunzipped where its name ends in .gz; no newline is translated."""
     with disk_errors(path):
         if path.suffix == ".gz":
-            return gzip.open(
-                path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=""
-            )
+            return gzip.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
         return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
 
 
@@ -195,9 +196,7 @@ def _slow(layout: Layout, user: str, item: str, time: str | None) -> Events:
     return Events(path=layout.path, users=users, items=items, times=times)
 
 
-def _dialect(delimiter: str, quoted: bool) -> dict[str, object]:
-    return {
-        "delimiter": delimiter,
-        "quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE,
-        "quotechar": '"' if quoted else None,
-    }
+def _reader(lines: Iterable[str], delimiter: str, quoted: bool) -> CellReader:
+    if quoted:
+        return csv.reader(lines, delimiter=delimiter)
+    return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, quotechar=None)

@@ -24,7 +24,7 @@ def k_core(
         items: [n] item codes >= 0.
         k: least number of interactions of each user and each item that stays; 0 and 1 keep everything.
     """
-    kept = np.arange(len(users))
+    kept: NDArray[np.intp] = np.arange(len(users))
     if k < 2:  # every code that occurs has one interaction
         return kept
     while len(kept):

@@ -71,9 +71,7 @@ def atomic(
             )
         names.append(name)
         types[name] = kind
-    chosen = {
-        part: name for part, name in columns.items() if part != "item" or name in names
-    }
+    chosen = {part: name for part, name in columns.items() if part != "item" or name in names}
     found = find_columns(path, names, parts, chosen=chosen, required=required)
     for part, name in found.items():
         if types[name] not in _ALLOWED.get(part, _TYPES):

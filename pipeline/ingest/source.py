@@ -136,9 +136,15 @@ def _suspects(names: pa.Array) -> list[str]:
 
 def _verbatim(value: Any) -> str:
     """An image path or address as it stands; the first one of a list."""
-    while isinstance(value, list):
-        value = value[0] if value else ""
-    return "" if value is None else str(value)
+    while isinstance(value, list | dict):  # the 2023 reviews: [{"large": address, "thumb": ...}]
+        parts = list(value.values()) if isinstance(value, dict) else value
+        value = (
+            value["large"]
+            if isinstance(value, dict) and value.get("large")
+            else next(iter(parts), "")
+        )
+    text = "" if value is None else str(value)
+    return text.encode("utf-8", "ignore").decode("utf-8")
 
 
 def _fullness(row: Mapping[str, str]) -> tuple[object, ...]:

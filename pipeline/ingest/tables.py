@@ -24,7 +24,14 @@ from pipeline.ingest.columns import EVENT_PARTS, ITEM_PARTS, find_columns
 from pipeline.ingest.delimited import delimited, read_events, records
 from pipeline.ingest.rows import RowErrors
 from pipeline.ingest.source import Catalogue, Events, Source, bad_ids, encode_ids, id_problem
-from pipeline.ingest.times import Times, column_of_times, number_problems, parse_times
+from pipeline.ingest.times import (
+    LIMIT,
+    OUT_OF_RANGE,
+    Times,
+    column_of_times,
+    number_problems,
+    parse_times,
+)
 
 __all__ = ["find_table", "read_catalogue", "read_features", "read_tables"]
 
@@ -124,9 +131,7 @@ def read_features(folder: Path, catalogue: Catalogue) -> dict[str, NDArray[np.fl
 
 def _delimited_events(path: Path, columns: Mapping[str, str]) -> Events:
     layout = delimited(path)
-    found = find_columns(
-        path, layout.names, EVENT_PARTS, chosen=columns, required=("user", "item")
-    )
+    found = find_columns(path, layout.names, EVENT_PARTS, chosen=columns, required=("user", "item"))
     return read_events(layout, user=found["user"], item=found["item"], time=found.get("time"))
 
 
@@ -168,10 +173,10 @@ def _column_times(path: Path, table: pa.Table, name: str, errors: RowErrors) -> 
         moments = column.cast(pa.timestamp("us"), safe=False) if pa.types.is_date(kind) else column
         values: Times = moments.cast(pa.int64()).to_numpy()
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        values = column.to_numpy()
+        raw = column.to_numpy()
         if kind == pa.uint64():
-            errors.add_where(values >= 2**63, name, "is out of range; less than 2**63 was expected")
-        values = values.astype(np.int64 if pa.types.is_integer(kind) else np.float64)
+            errors.add_where(raw >= LIMIT, name, OUT_OF_RANGE)
+        values = raw.astype(np.int64 if pa.types.is_integer(kind) else np.float64)
     else:
         errors.add(0, name, f"is a column of {kind}; numbers or dates were expected")
         return None

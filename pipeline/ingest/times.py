@@ -19,11 +19,20 @@ from numpy.typing import NDArray
 
 from pipeline.ingest.rows import RowErrors
 
-__all__ = ["LIMIT", "Times", "column_of_times", "number_problems", "parse_time", "parse_times"]
+__all__ = [
+    "LIMIT",
+    "OUT_OF_RANGE",
+    "Times",
+    "column_of_times",
+    "number_problems",
+    "parse_time",
+    "parse_times",
+]
 
 Times: TypeAlias = "NDArray[np.int64] | NDArray[np.float64]"
 
 LIMIT = 2**63
+OUT_OF_RANGE = "is out of range; less than 2**63 was expected"
 
 _WHOLE = re.compile(r"[+-]?\d+", re.ASCII)
 _EXPECTED = {None: "a number or an ISO 8601 date", False: "a number", True: "an ISO 8601 date"}
@@ -54,12 +63,12 @@ def number_problems(values: Times) -> dict[str, NDArray[np.bool_]]:
     wrong = {
         "is not a finite number": ~np.isfinite(values),
         "is negative": values < 0,
-        "is out of range; less than 2**63 was expected": values >= float(LIMIT),
+        OUT_OF_RANGE: values >= float(LIMIT),
     }
     if values.dtype.kind == "f":
-        wrong["is out of range; less than 2**63 was expected"] &= np.isfinite(values)
+        wrong[OUT_OF_RANGE] &= np.isfinite(values)
     else:
-        del wrong["is out of range; less than 2**63 was expected"]
+        del wrong[OUT_OF_RANGE]
     return {what: mask for what, mask in wrong.items() if mask.any()}
 
 
@@ -88,7 +97,7 @@ def parse_time(text: str, *, dates: bool | None = None) -> tuple[int | float, bo
     if number < 0:
         return f"{shown} is negative"
     if number >= LIMIT:
-        return f"{shown} is out of range; less than 2**63 was expected"
+        return f"{shown} {OUT_OF_RANGE}"
     return number, is_date
 
 

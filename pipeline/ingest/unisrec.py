@@ -125,43 +125,51 @@ def _training_parts(path: Path) -> dict[str, list[str]]:
 
 
 def _stitch(rows: list[_Prefix], cut: int, errors: RowErrors) -> list[str]:
-    """The sequence whose prefixes `rows` are; the public files run from the longest down to one item."""
+    """The sequence whose prefixes `rows` are.
+
+    Uncut histories are ordered by length. Cut ones all have the same length, so their order is that of the file:
+    downwards in the public files, from the longest prefix to a single item; upwards is understood too.
+    """
     short = sorted((p for p in rows if len(p.history) < cut), key=lambda p: len(p.history))
     full = [p for p in rows if len(p.history) == cut]
-    best: tuple[int, list[str]] | None = None
-    for ordered in ([*short, *full[::-1]], [*short, *full]):
-        sequence = [*ordered[0].history]
-        broken = 0
-        for prefix in ordered:
-            known = sequence[-cut:]
-            if prefix.history != known and len(prefix.history) >= len(known):
-                # a file may hold the longest prefix alone: then shorter ones are inside it
-                grown = len(prefix.history) < cut or len(known) < cut
-                if grown and prefix.history[: len(known)] == known:
-                    sequence = [*prefix.history]
-                    known = prefix.history
-            if prefix.history != known:
-                broken = prefix.row
-                break
-            sequence.append(prefix.target)
+    upwards = len(rows[0].history) < len(rows[-1].history)
+    orders = [full, full[::-1]] if upwards else [full[::-1], full]
+    first_broken = 0
+    for order in orders:
+        sequence, broken = _chain([*short, *order], cut)
         if not broken:
             return sequence
-        if best is None:
-            best = (broken, sequence)
-    row = best[0] if best else rows[0].row
-    errors.add(row, "item_id_list", "does not continue the user's row before it")
+        first_broken = first_broken or broken
+    errors.add(first_broken, "item_id_list", "does not continue the user's other rows")
     return []
+
+
+def _chain(ordered: list[_Prefix], cut: int) -> tuple[list[str], int]:
+    """(sequence, 0), or what was built so far and the row that does not continue it."""
+    sequence: list[str] = []
+    for prefix in ordered:
+        if len(sequence) <= len(prefix.history):  # nothing is cut off yet: the history is all
+            continues = prefix.history[: len(sequence)] == sequence
+            sequence = [*prefix.history, prefix.target]
+        else:
+            continues = len(prefix.history) == cut and prefix.history == sequence[-cut:]
+            sequence.append(prefix.target)
+        if not continues:
+            return sequence, prefix.row
+    return sequence, 0
 
 
 def _append_targets(path: Path, sequences: dict[str, list[str]]) -> None:
     """Add each user's held-out item; the row's history must be the end of what is known of the user."""
     errors = RowErrors(path)
-    for user, rows in _prefixes(path).items():
+    by_user = _prefixes(path)
+    cut = max((len(p.history) for rows in by_user.values() for p in rows), default=0)
+    for user, rows in by_user.items():
         first = rows[0]
         for again in rows[1:]:
             errors.add(again.row, "user_id", f"{user!r} has a second row; one was expected")
         known = sequences.setdefault(user, [*first.history])
-        if first.history != known[-len(first.history) :]:
+        if first.history != known[-cut:]:
             errors.add(first.row, "item_id_list", "does not end the user's sequence so far")
         known.append(first.target)
     errors.raise_any()

@@ -1,0 +1,132 @@
+"""The score reader against memcpy and against zarr-python, on one store, interleaved in one process.
+
+    python benchmarks/bench_reader.py [--batches 480] [--rounds 15]
+
+Writes a store of real-looking scores (cosines of random vectors, 512 slots, about 480 columns) to a temporary folder,
+warms every page, and reads the same random batches by each contender in turn. One line a goal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import zarr
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from cache.dataset import Dataset, write_dataset
+from cache.plan import Plan, PlannedBatch, write_plan
+from cache.scores import ScoreReader
+from cache.store import Store
+from pipeline.build import build
+from tests.fakes import TableTeacher
+
+SLOTS = 512
+
+
+def make_store(folder: Path, batches: int) -> Store:
+    """One training instance a user; popularity is skewed so that a batch has about 480 distinct targets."""
+    rng = np.random.default_rng(0)
+    users, items = batches * SLOTS - SLOTS // 3, 20_000
+    weights = (np.arange(items) + 200.0) ** -0.6
+    flat = rng.choice(items, size=users * 4, p=weights / weights.sum()).astype(np.int32)
+    dataset = write_dataset(
+        folder / "data",
+        items=pa.table({"item": [str(row) for row in range(items)]}),
+        user_ids=None,
+        flat=flat,
+        offsets=np.arange(users + 1) * 4,
+    )
+    return Store.create(folder / "store", dataset, plan_of)
+
+
+def plan_of(path: Path, dataset: Dataset) -> Plan:
+    instances = dataset.training_instances("last")
+    order = np.random.default_rng(1).permutation(len(instances[0])).astype(np.int32)
+    batches = [
+        PlannedBatch(round=1, bucket=-1, instances=order[first : first + SLOTS])
+        for first in range(0, len(order), SLOTS)
+    ]
+    settings = {"batch_size": SLOTS, "buckets": 1, "rounds": 1}
+    return write_plan(path, dataset, instances=instances, batches=batches, settings=settings)
+
+
+def seconds(work: Callable[[int], object], chosen: list[int]) -> float:
+    start = time.perf_counter()
+    for index in chosen:
+        work(index)
+    return time.perf_counter() - start
+
+
+def report(what: str, against: str, ratios: list[float], bar: float) -> bool:
+    median = float(np.median(ratios))
+    verdict = "kept" if median >= bar else "short"
+    print(
+        f"reader  {what} against {against}  median ratio {median:.2f} "
+        f"({min(ratios):.2f}..{max(ratios):.2f})  bar {bar:g}  {verdict}"
+    )
+    return median >= bar
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", type=int, default=480)
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        store = make_store(Path(folder), options.batches)
+        build(TableTeacher(width=32), store)
+        return compare(store.scores("table"), options.rounds)
+
+
+def compare(reader: ScoreReader, rounds: int) -> int:
+    layout = reader.layout
+    buffer = np.empty((layout.slots, layout.columns), np.float16)
+    bare = np.concatenate([reader[i].ravel() for i in range(len(reader))])  # warms every page too
+    sizes = [int(np.prod(reader.shape(i))) for i in range(len(reader))]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    target = np.empty(max(sizes), np.float16)
+    print(
+        f"# {len(reader)} batches of up to {layout.slots} x {layout.columns} float16, "
+        f"{sum(layout.sizes().values()) / 1e6:.0f} MB, distinct values {len(np.unique(bare)):,}"
+    )
+
+    def memcpy(index: int) -> None:
+        np.copyto(target[: sizes[index]], bare[starts[index] : starts[index + 1]])
+
+    stock = zarr.open_array(reader.folder / "scores.zarr", mode="r")
+
+    def by_zarr(index: int) -> None:
+        rows, width = reader.shape(index)
+        stock[index, :rows, :width]
+
+    def ours(index: int) -> None:
+        reader.read_into(index, buffer)
+
+    rng = np.random.default_rng(2)
+    for index in map(int, rng.permutation(len(reader))[:20]):
+        rows, width = reader.shape(index)
+        if not np.array_equal(stock[index, :rows, :width], reader.read_into(index, buffer)):
+            raise SystemExit(f"batch {index}: zarr-python and the reader disagree")
+    to_memcpy, to_zarr = [], []
+    for _ in range(rounds):
+        chosen = [int(i) for i in rng.integers(0, len(reader), len(reader))]
+        few = chosen[:40]
+        to_memcpy.append(seconds(memcpy, chosen) / seconds(ours, chosen))
+        to_zarr.append(seconds(by_zarr, few) / seconds(ours, few))
+    kept = [
+        report("read_into, verified,", "memcpy of the same bytes", to_memcpy, 0.5),
+        report("read_into, verified,", "zarr-python on the same files", to_zarr, 10),
+    ]
+    return 0 if all(kept) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

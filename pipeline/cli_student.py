@@ -1,0 +1,284 @@
+"""`kd-student fit | evaluate`: stage two from the command line. Thin: everything is in fit.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import typer
+
+from cache.errors import UsageError
+from cache.scores import ScoreReader
+from cache.store import Store
+from pipeline import console
+from pipeline.config import find_store
+from pipeline.evaluate import rank_histories
+from pipeline.fit import Run, fit, join_settings, load_student
+from pipeline.metrics import CUTOFFS, gains, metrics_of_ranks, paired_p_value
+from student.loop import RunState, TrainSettings
+from student.sasrec import SASRecConfig
+
+app = typer.Typer(
+    name="kd-student",
+    help="Train small students from a score store, and judge them. No teacher is loaded.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+_METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS]
+_DEFAULT = TrainSettings()
+_SIZES = SASRecConfig()
+
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache", help="The store; by default the only one in cache/.")
+]
+
+
+@app.command("fit")
+def fit_command(
+    cache: CacheOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the runs; by default runs/<store's name>.")
+    ] = None,
+    teacher: Annotated[
+        list[str] | None, typer.Option(help="Score set to learn from; repeat it; default all.")
+    ] = None,
+    distill: Annotated[
+        bool, typer.Option("--distill/--no-distill", help="Learn from the teachers, or not at all.")
+    ] = True,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Train base and student alike and print the table.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="First seed.", min=0)] = 0,
+    seeds: Annotated[int, typer.Option(help="How many seeds, one run each.", min=1)] = 1,
+    kd_weight: Annotated[
+        float, typer.Option(help="Lambda of eq. 10, the weight of the teachers' part.", min=0)
+    ] = _DEFAULT.kd_weight,
+    tau: Annotated[
+        float | None,
+        typer.Option(help="Temperature of the teachers; default the store's.", min=1e-3),
+    ] = None,
+    kl: Annotated[
+        Literal["teacher-student", "student-teacher"],
+        typer.Option(help="Direction of the divergence; student-teacher is eq. 9 to the letter."),
+    ] = _DEFAULT.kl,
+    consistency: Annotated[
+        Literal["pair", "user", "off"],
+        typer.Option(help="Drop the contradicted teacher for each pair, each user, or never."),
+    ] = "pair",
+    epsilon: Annotated[
+        str, typer.Option(help="Disagreement to tolerate: a number, or a quantile such as 0.8q.")
+    ] = "0.8q",
+    weights: Annotated[
+        str | None,
+        typer.Option(help="Default weights, name=weight,...; by default by validation NDCG@10."),
+    ] = None,
+    ce: Annotated[
+        Literal["full", "in-batch"],
+        typer.Option(help="Cross-entropy over all items, or over the batch's (eq. 6)."),
+    ] = _DEFAULT.ce,
+    curriculum: Annotated[
+        bool, typer.Option("--curriculum/--no-curriculum", help="Begin with algorithm 1's stages.")
+    ] = _DEFAULT.curriculum,
+    epochs_per_stage: Annotated[
+        int, typer.Option(help="Epochs in each curriculum stage.", min=1)
+    ] = _DEFAULT.epochs_per_stage,
+    epochs: Annotated[int, typer.Option(help="Standard epochs at most.", min=1)] = _DEFAULT.epochs,
+    patience: Annotated[
+        int, typer.Option(help="Epochs without better validation NDCG@10, then stop.", min=1)
+    ] = _DEFAULT.patience,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = _DEFAULT.learning_rate,
+    weight_decay: Annotated[float, typer.Option(help="L2 inside Adam.")] = _DEFAULT.weight_decay,
+    hidden: Annotated[int, typer.Option(help="Width of the student.", min=1)] = _SIZES.hidden,
+    layers: Annotated[int, typer.Option(help="Blocks of the student.", min=1)] = _SIZES.layers,
+    heads: Annotated[int, typer.Option(help="Attention heads.", min=1)] = _SIZES.heads,
+    inner: Annotated[int, typer.Option(help="Width of the feed-forward.", min=1)] = _SIZES.inner,
+    dropout: Annotated[float, typer.Option(help="Dropout rate.", min=0, max=0.99)] = _SIZES.dropout,
+    threads: Annotated[
+        int, typer.Option(help="Processor threads; 0 takes torch's choice.", min=0)
+    ] = 0,
+    device: Annotated[
+        str | None, typer.Option(help="Such as cpu or cuda; by default cuda where there is one.")
+    ] = None,
+) -> None:
+    """Train SASRec from a store: the student, its base (--no-distill), or both (--compare)."""
+    if threads:
+        torch.set_num_threads(threads)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    store = Store.open(find_store(cache, "kd-student fit"))
+    root = out or Path("runs") / store.path.resolve().name
+    config = SASRecConfig(hidden=hidden, layers=layers, heads=heads, inner=inner, dropout=dropout)
+    if hidden % heads:
+        raise UsageError(
+            f"--hidden {hidden} is not a multiple of --heads {heads}.", code="fit.bad_sizes"
+        )
+    base = TrainSettings(
+        kd_weight=kd_weight,
+        kl=kl,
+        ce=ce,
+        curriculum=curriculum,
+        epochs_per_stage=epochs_per_stage,
+        epochs=epochs,
+        patience=patience,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        amp=device.startswith("cuda"),
+    )
+    kinds: list[tuple[str, Sequence[ScoreReader], TrainSettings]] = []
+    if compare or not distill:
+        kinds.append(("base", (), replace(base, join=None)))
+    if distill:
+        names = teacher or store.names
+        if not names:
+            raise UsageError(
+                f"{store.path}: holds no teacher's scores; run `kd-cache build --teacher unisrec`, "
+                "or train the base with --no-distill.",
+                code="fit.no_teachers",
+            )
+        readers = [store.scores(name) for name in names]
+        join = join_settings(
+            readers,
+            tau=tau,
+            weights=_weights(weights),
+            consistency=consistency,
+            epsilon=_epsilon(epsilon),
+        )
+        kinds.append(("distilled", readers, replace(base, join=join)))
+    runs: dict[str, list[Run]] = {}
+    for kind, readers, settings in kinds:
+        for number in range(seed, seed + seeds):
+            folder = root / f"sasrec-{kind}" / f"seed-{number}"
+            runs.setdefault(kind, []).append(
+                _fit_one(store, readers, folder, config, replace(settings, seed=number), device)
+            )
+    _print(store, runs)
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    cache: CacheOption = None,
+    part: Annotated[
+        Literal["test", "valid"], typer.Option(help="Which held-out items to rank.")
+    ] = "test",
+    mask_history: Annotated[
+        bool, typer.Option("--mask-history", help="Do not rank items of the history.")
+    ] = False,
+) -> None:
+    """Rank all items for every user with a trained student and print Recall and NDCG."""
+    store = Store.open(find_store(cache, "kd-student evaluate"))
+    model = load_student(run, store)
+    ranks = rank_histories(
+        model.encode,
+        model.item_table(),
+        store.dataset,
+        store.dataset.held_out(part),
+        mask_history=mask_history,
+    )
+    metrics = metrics_of_ranks(ranks)
+    protocol = "history masked" if mask_history else "history not masked"
+    console.table(
+        f"{run}, {part}, all {store.dataset.num_items:,} items ranked, {protocol}",
+        ["users", *_METRICS],
+        [[f"{len(ranks):,}", *(f"{metrics[name]:.4f}" for name in _METRICS)]],
+    )
+
+
+def _fit_one(
+    store: Store,
+    readers: Sequence[ScoreReader],
+    folder: Path,
+    config: SASRecConfig,
+    settings: TrainSettings,
+    device: str,
+) -> Run:
+    with console.progress(str(folder)) as report:
+        shown = ""
+
+        def watch(state: RunState, rate: float) -> None:
+            nonlocal shown
+            now = state.history[-1]
+            shown = (
+                f"{now.stage}, ce {now.ce:.3f}, kd {now.kd:.3f}, valid ndcg@10 "
+                f"{now.validation:.4f} (best {state.best:.4f}), {rate:,.0f} instances/s"
+            )
+            console.note(f"{folder}: epoch {now.epoch}, {shown}")
+
+        return fit(
+            store,
+            readers,
+            folder,
+            config,
+            settings,
+            device=device,
+            watch=watch,
+            on_step=lambda done, total: report(done, total, shown),
+        )
+
+
+def _print(store: Store, runs: dict[str, list[Run]]) -> None:
+    rows = []
+    for kind, some in runs.items():
+        values = {name: np.array([run.test[name] for run in some]) for name in _METRICS}
+        rows.append([f"SASRec {kind}", *(_spread(values[name]) for name in _METRICS)])
+    if len(runs) == 2:
+        base, ours = runs["base"], runs["distilled"]
+        change, p = [], []
+        for name in _METRICS:
+            before, after = (np.mean([run.test[name] for run in some]) for some in (base, ours))
+            change.append(f"{after / before - 1:+.1%}" if before else "n/a")
+            p.append(f"{paired_p_value(_mean_gains(ours, name), _mean_gains(base, name)):.1e}")
+        rows += [["change", *change], ["p, paired t over users", *p]]
+    seeds = len(next(iter(runs.values())))
+    console.table(
+        f"{store.path}: test, {store.dataset.num_items:,} items ranked, {seeds} seed(s)",
+        ["model", *_METRICS],
+        rows,
+    )
+
+
+def _mean_gains(runs: list[Run], metric: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """[users] each user's gain, averaged over seeds."""
+    mean: np.ndarray[tuple[int], np.dtype[np.float64]] = np.mean(
+        [gains(run.test_ranks, metric) for run in runs], axis=0
+    )
+    return mean
+
+
+def _spread(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
+    return f"{values.mean():.4f}" + (f" ±{values.std(ddof=1):.4f}" if len(values) > 1 else "")
+
+
+def _epsilon(text: str) -> float | str:
+    try:
+        value = float(text.removesuffix("q"))
+    except ValueError:
+        value = -1.0
+    if value < 0 or (text.endswith("q") and value > 1):
+        raise UsageError(
+            f"--epsilon {text}: a number from 0, or a quantile from 0q to 1q, expected.",
+            code="fit.bad_epsilon",
+        )
+    return text if text.endswith("q") else value
+
+
+def _weights(text: str | None) -> dict[str, float] | None:
+    if text is None:
+        return None
+    try:
+        return {name: float(value) for name, value in (one.split("=") for one in text.split(","))}
+    except ValueError:
+        raise UsageError(
+            f"--weights {text}: unisrec=0.6,recformer=0.4 or the like expected.",
+            code="fit.bad_weights",
+        ) from None
+
+
+def main() -> None:
+    """Entry point of `kd-student`."""
+    console.run(app, "kd-student")

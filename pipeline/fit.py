@@ -1,0 +1,229 @@
+"""STAGE TWO: train students from a store, no teacher at hand, and judge them.
+
+    runs/toys/sasrec-distilled/seed-0/   model.safetensors   run.json   test_ranks.npy   [checkpoint.safetensors]
+
+A finished run is never trained again; an unfinished one goes on from its checkpoint. A run is identified by its settings
+and by the digests of dataset, plan and score sets: what differs is refused by name.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cache.atomic import put
+from cache.digest import canonical_json
+from cache.errors import StoreError, UsageError
+from cache.scores import ScoreReader
+from cache.store import Store
+from pipeline.evaluate import rank_histories
+from pipeline.metrics import Metrics, metrics_of_ranks
+from student.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
+from student.loop import RunState, TrainSettings, make_optimizer, train
+from student.sasrec import SASRec, SASRecConfig
+from student.targets import JoinSettings
+
+__all__ = ["Run", "Watch", "fit", "join_settings", "load_student"]
+
+Watch = Callable[[RunState, float], None]
+"""watch(state after an epoch, instances a second in it)."""
+
+_CHECKPOINT, _MODEL, _RECORD, _RANKS = (
+    "checkpoint.safetensors",
+    "model.safetensors",
+    "run.json",
+    "test_ranks.npy",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    record: Mapping[str, Any]  #: run.json
+    test_ranks: NDArray[np.int32]  #: [evaluated users]
+
+    @property
+    def test(self) -> Metrics:
+        """Recall and NDCG on the test items."""
+        metrics: Metrics = self.record["test"]
+        return metrics
+
+
+def join_settings(
+    readers: Sequence[ScoreReader],
+    *,
+    tau: float | None = None,
+    weights: Mapping[str, float] | None = None,
+    **rest: Any,
+) -> JoinSettings:
+    """How to join these teachers; weights are proportional to their validation NDCG@10 unless given.
+
+    Raises:
+        UsageError: weights for other teachers than these, or stores at different tau and none chosen.
+    """
+    names = [reader.name for reader in readers]
+    taus = {reader.tau for reader in readers}
+    if tau is None and len(taus) > 1:
+        raise UsageError(
+            f"the score sets have different temperatures {sorted(taus)}; choose one with --tau.",
+            code="fit.mixed_tau",
+        )
+    if weights and set(weights) != set(names):
+        raise UsageError(
+            f"--weights names {sorted(weights)}, the store's teachers are {sorted(names)}.",
+            code="fit.bad_weights",
+        )
+    raw = [
+        weights[name] if weights else (reader.quality or 0.0)
+        for name, reader in zip(names, readers, strict=True)
+    ]
+    if not weights and not all(raw):  # some teacher came without a measured quality
+        raw = [1.0] * len(readers)
+    if min(raw) < 0 or not sum(raw) > 0:
+        raise UsageError("--weights must not be negative and not all zero.", code="fit.bad_weights")
+    shares = tuple(value / sum(raw) for value in raw)
+    return JoinSettings(tau=tau or taus.pop(), weights=shares, **rest)
+
+
+def fit(
+    store: Store,
+    readers: Sequence[ScoreReader],
+    folder: Path,
+    config: SASRecConfig,
+    settings: TrainSettings,
+    *,
+    device: str = "cpu",
+    watch: Watch = lambda state, rate: None,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> Run:
+    """Train one student with one seed into `folder`, or open the finished run that is there.
+
+    Args:
+        readers: the teachers' score sets; empty for the base model.
+    """
+    dataset, plan = store.dataset, store.plan
+    config = replace(config, max_length=dataset.max_length)
+    identity = _identity(store, readers, config, settings)
+    if (folder / _RECORD).is_file():
+        return _finished(folder, identity)
+    torch.manual_seed(settings.seed)
+    model = SASRec(config, dataset.num_items).to(device)
+    optimizer = make_optimizer(model, settings)
+    checkpoint = folder / _CHECKPOINT
+    state = None
+    if checkpoint.is_file():
+        state = load_checkpoint(checkpoint, model, optimizer, identity)
+
+    def ranks(part: Any) -> NDArray[np.int64]:
+        model.eval()
+        return rank_histories(model.encode, model.item_table(), dataset, dataset.held_out(part))
+
+    began = time.perf_counter()
+
+    def on_epoch(now: RunState) -> None:
+        nonlocal began
+        rate = now.history[-1].instances / (time.perf_counter() - began)
+        save_checkpoint(checkpoint, model, optimizer, now, identity)
+        watch(now, rate)
+        began = time.perf_counter()
+
+    state = train(
+        model,
+        dataset,
+        plan,
+        readers,
+        settings,
+        validate=lambda: metrics_of_ranks(ranks("valid"))["ndcg@10"],
+        state=state,
+        optimizer=optimizer,
+        on_epoch=on_epoch,
+        on_step=on_step,
+        device=device,
+    )
+    model.load_state_dict(state.best_weights)
+    test_ranks = ranks("test")
+    record = {
+        "identity": identity,
+        "best_epoch": state.best_epoch,
+        "epochs": state.epoch,
+        "history": [asdict(one) for one in state.history],
+        "validation": metrics_of_ranks(ranks("valid")),
+        "test": metrics_of_ranks(test_ranks),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": device,
+    }
+    card = {"student": "sasrec", "config": asdict(config), "dataset": dataset.digest}
+    save_weights(folder / _MODEL, state.best_weights, card | {"items": dataset.num_items})
+    buffer = io.BytesIO()
+    np.save(buffer, test_ranks.astype(np.int32), allow_pickle=False)
+    put(folder / _RANKS, buffer.getbuffer())
+    put(folder / _RECORD, canonical_json(record) + b"\n")  # last: a run with a record is finished
+    checkpoint.unlink(missing_ok=True)
+    return _finished(folder, identity)
+
+
+def load_student(folder: Path, store: Store) -> SASRec:
+    """The trained student of a run, for the dataset it was trained on.
+
+    Raises:
+        StoreError: ``model.foreign`` for another dataset, naming both digests.
+    """
+    path = folder / _MODEL
+    if not path.is_file():
+        raise UsageError(
+            f"{folder}: holds no finished run; train one with `kd-student fit`.", code="run.missing"
+        )
+    weights, card = load_weights(path)
+    if card["dataset"] != store.dataset.digest:
+        raise StoreError(
+            f"{path}: was trained on the dataset {card['dataset'][:19]}, {store.path} holds "
+            f"{store.dataset.digest[:19]}; name its own store with --cache.",
+            code="model.foreign",
+        )
+    model = SASRec(SASRecConfig(**card["config"]), card["items"])
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _finished(folder: Path, identity: Mapping[str, Any]) -> Run:
+    record = json.loads((folder / _RECORD).read_bytes())
+    found = record["identity"]
+    for key in sorted(found.keys() | identity.keys()):
+        if found.get(key) != identity.get(key):
+            raise StoreError(
+                f"{folder}: holds a finished run with {key} {found.get(key)}, this one would have "
+                f"{identity.get(key)}; choose another --out, or remove it.",
+                code="run.foreign",
+            )
+    ranks = np.load(folder / _RANKS, allow_pickle=False)
+    return Run(folder=folder, record=record, test_ranks=ranks)
+
+
+def _identity(
+    store: Store, readers: Sequence[ScoreReader], config: SASRecConfig, settings: TrainSettings
+) -> dict[str, Any]:
+    """Everything that decides the weights, flat, as JSON values: what a resumed run must share."""
+    values = {
+        "dataset": store.dataset.digest,
+        "plan": store.plan.digest,
+        **{f"scores.{reader.name}": reader.digest for reader in readers},
+        **{f"student.{key}": value for key, value in asdict(config).items()},
+        **{f"train.{key}": value for key, value in asdict(settings).items() if key != "join"},
+    }
+    if settings.join is not None:
+        values |= {f"join.{key}": value for key, value in asdict(settings.join).items()}
+    plain: dict[str, Any] = json.loads(canonical_json(values))
+    return plain

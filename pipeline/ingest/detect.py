@@ -1,0 +1,87 @@
+"""Which format a source has, told from names and the first line; never guessed where two fit.
+
+Reads one line at most. Refuses what it does not know, with the list of formats.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cache.errors import UsageError
+from pipeline.ingest.amazon import DIALECTS, metadata_files, review_files
+from pipeline.ingest.delimited import broken_stream, open_text
+from pipeline.ingest.jsonlines import first_object
+from pipeline.ingest.recbole import interaction_files
+from pipeline.ingest.recformer import FILES
+from pipeline.ingest.tables import find_table
+from pipeline.ingest.unisrec import dataset_names
+
+__all__ = ["FORMATS", "detect"]
+
+FORMATS = ("csv", "parquet", "recbole", "unisrec", "recformer", "amazon2018", "amazon2023")
+
+_RATINGS_CELLS = 4
+
+
+def detect(source: Path) -> str:
+    """The name of the format.
+
+    Raises:
+        UsageError: ``ingest.no_source``, ``ingest.unknown_format``.
+    """
+    if not source.exists():
+        raise UsageError(
+            f"{source}: is not there; a file or folder of interactions was expected.",
+            code="ingest.no_source",
+        )
+    found = _of_folder(source) if source.is_dir() else _of_file(source)
+    if found is None:
+        raise UsageError(
+            f"{source}: is of no format known by its names or first line; say which with --format: "
+            f"{', '.join(FORMATS)}.",
+            code="ingest.unknown_format",
+        )
+    return found
+
+
+def _of_folder(folder: Path) -> str | None:
+    table = find_table(folder, "interactions")
+    if table is not None:
+        return "parquet" if table.suffix == ".parquet" else "csv"
+    if dataset_names(folder):
+        return "unisrec"
+    if interaction_files(folder):
+        return "recbole"
+    if all((folder / name).is_file() for name in FILES):
+        return "recformer"
+    if metadata_files(folder):
+        reviews = review_files(folder)
+        return _of_file(reviews[0]) if len(reviews) == 1 else None
+    return None
+
+
+def _of_file(path: Path) -> str | None:
+    name = path.name.removesuffix(".gz")
+    if name.endswith(".train.inter"):
+        return "unisrec"
+    if name.endswith(".inter"):
+        return "recbole"
+    if name.endswith(".parquet"):
+        return "parquet"
+    if name.endswith((".csv", ".tsv")):
+        return "amazon2018" if _headerless_ratings(path) else "csv"
+    if name.endswith((".json", ".jsonl")):
+        keys = first_object(path).keys()
+        return next((n for n, d in DIALECTS.items() if {d.user, d.item, d.time} <= keys), None)
+    return None
+
+
+def _headerless_ratings(path: Path) -> bool:
+    with open_text(path) as file, broken_stream(path):
+        cells = file.readline().strip().split(",")
+    if len(cells) != _RATINGS_CELLS:
+        return False
+    try:
+        return float(cells[2]) <= 10 and float(cells[3]) > 0
+    except ValueError:
+        return False
