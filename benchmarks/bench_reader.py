@@ -34,7 +34,7 @@ SLOTS = 512
 def make_store(folder: Path, batches: int) -> Store:
     """One training instance a user; popularity is skewed so that a batch has about 480 distinct targets."""
     rng = np.random.default_rng(0)
-    users, items = batches * SLOTS - SLOTS // 3, 20_000
+    users, items = batches * SLOTS - SLOTS // 3, 9_000
     weights = (np.arange(items) + 200.0) ** -0.6
     flat = rng.choice(items, size=users * 4, p=weights / weights.sum()).astype(np.int32)
     dataset = write_dataset(

@@ -141,38 +141,37 @@ class Layout:
         text = json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False, sort_keys=True)
         return text.encode("ascii") + b"\n"
 
-    def chunk(self, shard: Raw, place: int) -> Raw:
-        """The bytes of one batch in a shard, without its crc32c; a view."""
-        start = place * self.stored_bytes
-        return shard[start : start + self.chunk_bytes]
+    def chunks(self, shard: Raw, number: int) -> Raw:
+        """[batches of the shard, chunk_bytes] the chunks of a whole shard file, without crc32c; a view."""
+        return self.places(shard, number)[:, : self.chunk_bytes]
 
-    def scores(self, chunk: Raw) -> NDArray[np.float16]:
-        """A chunk as [T, C]; a view."""
-        return chunk.view(_ITEM).reshape(self.slots, self.columns)
+    def scores(self, shard: Raw, number: int) -> NDArray[np.float16]:
+        """[batches of the shard, T, C] of a whole shard file; a view, each batch of it contiguous."""
+        rows = self.chunks(shard, number).view(_ITEM)
+        return rows.reshape(len(rows), self.slots, self.columns)
 
     def checksums(self, shard: Raw, number: int) -> NDArray[np.uint32]:
-        """[batches of the shard] the crc32c stored behind each chunk."""
+        """[batches of the shard] the crc32c stored behind each chunk; a copy."""
+        tails = np.ascontiguousarray(self.places(shard, number)[:, self.chunk_bytes :])
+        return tails.view(_CRC)[:, 0]
+
+    def places(self, shard: Raw, number: int) -> Raw:
+        """[batches of the shard, stored_bytes] the chunks of a whole shard file with their crc32c; a view."""
         present = len(self.shard_batches(number))
-        rows = shard[: present * self.stored_bytes].reshape(present, self.stored_bytes)
-        tails = np.ascontiguousarray(rows[:, self.chunk_bytes :])
-        return tails.view(_CRC).reshape(present)
+        return shard[: present * self.stored_bytes].reshape(present, self.stored_bytes)
 
 
 def encode_shard(layout: Layout, shard: int, batches: Iterable[NDArray[np.float16]]) -> Raw:
     """The bytes of a shard file from its batches, each [T_b, C_b]; the rest of a chunk is NaN."""
     data = np.empty(layout.shard_size(shard), np.uint8)
-    count = 0
-    for place, scores_TC in enumerate(batches):
-        chunk = layout.chunk(data, place)
-        target = layout.scores(chunk)
+    places = layout.places(data, shard)
+    scores_BTC = layout.scores(data, shard)
+    for place, target_TC, scores_TC in zip(places, scores_BTC, batches, strict=True):
         rows, width = scores_TC.shape
-        target[:rows, :width] = scores_TC
-        target[:rows, width:] = np.nan
-        target[rows:] = np.nan
-        end = (place + 1) * layout.stored_bytes
-        data[end - _CRC.itemsize : end].view(_CRC)[0] = crc32c(chunk)
-        count += 1
-    if count != len(layout.shard_batches(shard)):
-        raise ValueError(f"{count} batches for a shard of {len(layout.shard_batches(shard))}")
-    data[count * layout.stored_bytes :] = layout.index(shard)
+        target_TC[:rows, :width] = scores_TC
+        target_TC[:rows, width:] = np.nan
+        target_TC[rows:] = np.nan
+        checksum = np.array([crc32c(place[: layout.chunk_bytes])], _CRC)
+        place[layout.chunk_bytes :] = checksum.view(np.uint8)
+    data[places.size :] = layout.index(shard)
     return data

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.atomic import disk_errors
+from cache.digest import sha256_bytes
 from cache.errors import StoreError, UsageError
 from cache.layout import METADATA, Layout, Raw, crc32c
 from cache.manifest import Manifest, check_part
@@ -35,7 +36,7 @@ __all__ = ["ScoreReader"]
 
 Scores: TypeAlias = NDArray[np.float16]
 
-_MAPPED_BYTES = 512 << 20
+MAPPED_BYTES = 512 << 20
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
 _ADVICE = "restore it from where the store came from, or build that part again"
 
@@ -46,7 +47,10 @@ class _Shard:
 
     memory: mmap.mmap
     data: Raw  #: the whole file
+    chunks: Raw  #: [batches, chunk bytes]
+    scores_BTC: Scores  #: the same chunks, a view
     populated: bytearray  #: one flag a chunk: its pages are mapped in
+    checksums: list[int]  #: what the crc32c of each chunk must be
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class _Verified:
     """What is remembered of a shard after its sha256 was right."""
 
     identity: tuple[int, ...]  #: device, inode, size, time of change of the file that was hashed
-    checksums: NDArray[np.uint32]  #: [batches of the shard]
+    checksums: list[int]  #: crc32c of each of its chunks
 
 
 class ScoreReader:
@@ -64,10 +68,10 @@ class ScoreReader:
         self.folder = folder
         self.manifest = manifest
         self.layout = layout
-        self._rows = np.diff(plan.starts)
-        self._widths = np.maximum.reduceat(plan.slot_columns, plan.starts[:-1]) + 1
+        widths = np.maximum.reduceat(plan.slot_columns, plan.starts[:-1]) + 1
+        self._shapes = list(zip(np.diff(plan.starts).tolist(), widths.tolist(), strict=True))
         self._digests = {entry.path: entry.sha256 for entry in manifest.files}
-        self._max_maps = max(2, _MAPPED_BYTES // layout.shard_size(0))
+        self._max_maps = max(2, MAPPED_BYTES // layout.shard_size(0))
         self._maps: OrderedDict[int, _Shard] = OrderedDict()
         self._verified: dict[int, _Verified] = {}
         self._lock = threading.Lock()
@@ -83,8 +87,10 @@ class ScoreReader:
         manifest = check_part(folder, "scores", deep=False)
         _check_lineage(folder, manifest, plan)
         layout = _layout(folder, manifest, plan)
-        sizes = {entry.path: entry.size for entry in manifest.files if entry.path != METADATA}
-        if sizes != layout.sizes():
+        entries = {entry.path: entry for entry in manifest.files}
+        metadata = entries.pop(METADATA, None)
+        sizes = {path: entry.size for path, entry in entries.items()}
+        if metadata is None or sizes != layout.sizes():
             raise StoreError(
                 f"{folder}: its shard files are not those that its plan and settings ask for; {_ADVICE}.",
                 code="store.inconsistent",
@@ -97,7 +103,7 @@ class ScoreReader:
         path = folder / METADATA
         with disk_errors(path):
             found = path.read_bytes() if path.is_file() else b""
-        if found != layout.metadata(attributes):
+        if found != layout.metadata(attributes) or sha256_bytes(found) != metadata.sha256:
             raise StoreError(
                 f"{path}: does not say what {folder / 'manifest.json'} says, "
                 f"one of the two has changed; {_ADVICE}.",
@@ -131,7 +137,7 @@ class ScoreReader:
 
     def shape(self, index: int) -> tuple[int, int]:
         """(T_b, C_b) of one batch."""
-        return int(self._rows[index]), int(self._widths[index])
+        return self._shapes[index]
 
     def __getitem__(self, index: int) -> Scores:
         """Log-probabilities [T_b, C_b] of one batch: a read-only view of the file, verified.
@@ -139,10 +145,10 @@ class ScoreReader:
         Raises:
             StoreError: the bytes are not those that were sealed; names the file and the batch.
         """
-        shard, chunk = self._chunk(index)
-        self._check(index, shard, chunk)
-        rows, width = self.shape(index)
-        return self.layout.scores(chunk)[:rows, :width]
+        shard, place = self._find(index)
+        self._check(index, shard, place)
+        rows, width = self._shapes[index]
+        return shard.scores_BTC[place, :rows, :width]
 
     def read_into(self, index: int, out: Scores) -> Scores:
         """Copy one batch into the caller's buffer, verified; returns the part that holds it.
@@ -157,9 +163,9 @@ class ScoreReader:
             StoreError: the bytes are not those that were sealed; what is in `out` is void then.
             UsageError: `out` has neither of the two shapes.
         """
-        rows, width = self.shape(index)
-        shard, chunk = self._chunk(index)
-        scores_TC = self.layout.scores(chunk)
+        shard, place = self._find(index)
+        scores_TC = shard.scores_BTC[place]
+        rows, width = self._shapes[index]
         if out.shape == scores_TC.shape:
             np.copyto(out[:rows], scores_TC[:rows])
         elif out.shape == (rows, width):
@@ -170,11 +176,11 @@ class ScoreReader:
                 f"{(rows, width)} was expected; hand in one of these.",
                 code="scores.wrong_buffer",
             )
-        # after the copy, while the chunk is in the processor's cache: nearly twice as fast
-        self._check(index, shard, chunk)
+        # after the copy, while the chunk is in the processor's cache: a fifth faster than before it
+        self._check(index, shard, place)
         return out[:rows, :width]
 
-    def _chunk(self, index: int) -> tuple[int, Raw]:
+    def _find(self, index: int) -> tuple[_Shard, int]:
         if not 0 <= index < len(self):
             raise IndexError(f"batch {index} of a score set of {len(self)} batches")
         number, place = self.layout.locate(index)
@@ -184,16 +190,15 @@ class ScoreReader:
                 shard = self._map(number)
             else:
                 self._maps.move_to_end(number)
-        chunk = self.layout.chunk(shard.data, place)
         if not shard.populated[place]:
-            _populate(shard.memory, place * self.layout.stored_bytes, self.layout.stored_bytes)
+            stored = self.layout.stored_bytes
+            _populate(shard.memory, place * stored, stored)
             shard.populated[place] = 1
-        return number, chunk
+        return shard, place
 
-    def _check(self, index: int, shard: int, chunk: Raw) -> None:
-        _, place = self.layout.locate(index)
-        if crc32c(chunk) != self._verified[shard].checksums[place]:
-            path = self.folder / self.layout.shard_path(shard)
+    def _check(self, index: int, shard: _Shard, place: int) -> None:
+        if crc32c(shard.chunks[place]) != shard.checksums[place]:
+            path = self.folder / self.layout.shard_path(self.layout.locate(index)[0])
             raise StoreError(
                 f"{path}: the bytes of batch {index} have changed (crc32c); {_ADVICE}.",
                 code="store.wrong_checksum",
@@ -205,14 +210,16 @@ class ScoreReader:
         shard, identity = _map_file(path, self.layout, number)
         known = self._verified.get(number)
         if known is None or known.identity != identity:
-            self._verified[number] = _Verified(identity, self._verify(path, number, shard))
+            known = _Verified(identity, self._verify(path, number, shard))
+            self._verified[number] = known
+        shard.checksums = known.checksums
         while len(self._maps) >= self._max_maps:
             # dropped, not closed: a view that was handed out keeps its pages alive
             self._maps.popitem(last=False)
         self._maps[number] = shard
         return shard
 
-    def _verify(self, path: Path, number: int, shard: _Shard) -> NDArray[np.uint32]:
+    def _verify(self, path: Path, number: int, shard: _Shard) -> list[int]:
         layout = self.layout
         expected = self._digests[layout.shard_path(number)]
         with contextlib.suppress(OSError, AttributeError):
@@ -231,7 +238,8 @@ class ScoreReader:
                 f"{path}: its index is not the one of format 1; {_ADVICE}.", code="store.bad_index"
             )
         shard.populated[:] = b"\1" * len(shard.populated)
-        return layout.checksums(shard.data, number)
+        checksums: list[int] = layout.checksums(shard.data, number).tolist()
+        return checksums
 
 
 def _check_lineage(folder: Path, manifest: Manifest, plan: Plan) -> None:
@@ -304,7 +312,15 @@ def _map_file(path: Path, layout: Layout, number: int) -> tuple[_Shard, tuple[in
     data = np.frombuffer(memory, np.uint8)
     identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     flags = bytearray(len(layout.shard_batches(number)))
-    return _Shard(memory, data, flags), identity
+    shard = _Shard(
+        memory=memory,
+        data=data,
+        chunks=layout.chunks(data, number),
+        scores_BTC=layout.scores(data, number),
+        populated=flags,
+        checksums=[],
+    )
+    return shard, identity
 
 
 def _populate(memory: mmap.mmap, start: int, length: int) -> None:
@@ -317,4 +333,5 @@ def _populate(memory: mmap.mmap, start: int, length: int) -> None:
 def _odd_chunks(layout: Layout, number: int, data: Raw) -> list[int]:
     """Places whose chunk does not have the crc32c behind it, to name the batch."""
     stored = layout.checksums(data, number)
-    return [k for k, crc in enumerate(stored) if crc32c(layout.chunk(data, k)) != crc]
+    chunks = layout.chunks(data, number)
+    return [place for place, crc in enumerate(stored) if crc32c(chunks[place]) != crc]

@@ -26,6 +26,11 @@ __all__ = ["Description", "PlanSource", "ScoreSet", "Store", "describe"]
 
 DATASET, PLAN, SCORES = "dataset", "plan", "scores"
 
+_COUNTS = {
+    "dataset": {"users", "items", "interactions"},
+    "plan": {"instances", "batches", "slots", "columns"},
+}
+
 #: a plan to copy in, or a function that writes one at the given path over the given dataset
 PlanSource: TypeAlias = Plan | Callable[[Path, Dataset], Plan]
 
@@ -49,15 +54,17 @@ class Store:
             StoreError: ``store.missing`` without a store there; a part damaged; ``store.lineage``.
         """
         _refuse_non_store(path)
-        dataset_digest = read_manifest(path / DATASET, "dataset").digest
-        parent = read_manifest(path / PLAN, "plan").parents.get("dataset", "none")
-        if parent != dataset_digest:
+        inner, plan = read_manifest(path / DATASET, "dataset"), read_manifest(path / PLAN, "plan")
+        parent = plan.parents.get("dataset", "none")
+        if parent != inner.digest:
             raise StoreError(
                 f"{path / PLAN / MANIFEST}: was made over the dataset {parent}, but "
-                f"{path / DATASET / MANIFEST} is the dataset {dataset_digest}; restore the two from "
-                f"one store, or make a new one with `kd-cache plan`.",
+                f"{path / DATASET / MANIFEST} is the dataset {inner.digest}; restore the two from "
+                "one store, or make a new one with `kd-cache plan`.",
                 code="store.lineage",
             )
+        _refuse_odd(path / DATASET, inner, settings=("max_length",))
+        _refuse_odd(path / PLAN, plan, settings=("batch_size", "buckets", "rounds"))
         dataset = open_dataset(path / DATASET, deep=deep)
         return cls(path=path, dataset=dataset, plan=open_plan(path / PLAN, dataset, deep=deep))
 
@@ -199,6 +206,18 @@ def copy_score_set(source: Store, name: str, target: Store) -> Manifest:
 
 def _bytes(manifest: Manifest) -> int:
     return sum(entry.size for entry in manifest.files)
+
+
+def _refuse_odd(folder: Path, manifest: Manifest, *, settings: tuple[str, ...]) -> None:
+    """Refuse a manifest that is well formed but lacks the numbers that its part is read by."""
+    numbers = [manifest.settings.get(key) for key in settings]
+    counts = _COUNTS[manifest.kind]
+    if manifest.counts.keys() != counts or not all(type(n) is int and n >= 0 for n in numbers):
+        raise StoreError(
+            f"{folder / MANIFEST}: the counts {sorted(counts)} and whole numbers for {settings} were "
+            "expected; it was damaged or not written by kd-cache, restore it.",
+            code="store.bad_settings",
+        )
 
 
 def _refuse_non_store(path: Path) -> None:

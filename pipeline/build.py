@@ -30,7 +30,7 @@ from cache.errors import StoreError, TeacherError
 from cache.layout import SHARD_BYTES, Layout
 from cache.manifest import Manifest, read_manifest
 from cache.plan import Batch, Plan
-from cache.score_writer import TAU, ScoreWriter, clear_work, score_settings, work_folder
+from cache.score_writer import TAU, ScoreWriter, clear_work, score_settings
 from cache.store import Store
 
 if TYPE_CHECKING:

@@ -140,15 +140,15 @@ def fit_command(
                 "or train the base with --no-distill.",
                 code="fit.no_teachers",
             )
-        readers = [store.scores(name) for name in names]
+        taught = [store.scores(name) for name in names]
         join = join_settings(
-            readers,
+            taught,
             tau=tau,
             weights=_weights(weights),
             consistency=consistency,
             epsilon=_epsilon(epsilon),
         )
-        kinds.append(("distilled", readers, replace(base, join=join)))
+        kinds.append(("distilled", taught, replace(base, join=join)))
     runs: dict[str, list[Run]] = {}
     for kind, readers, settings in kinds:
         for number in range(seed, seed + seeds):

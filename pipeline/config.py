@@ -1,4 +1,4 @@
-"""Where settings come from: flags, then `kd.toml` in the working directory, then defaults; and where things lie by convention.
+"""Where settings come from: flags, then `kd.toml` in the working directory, then defaults; and where things lie.
 
     kd.toml            data/<name>   pretrained/<teacher>   tuned/<name>/<teacher>   cache/<name>   runs/<name>/...
     [kd-student.fit]
@@ -11,10 +11,9 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import click
+from typing import Any, NoReturn
 
 from cache.errors import UsageError
 from cache.manifest import MANIFEST
@@ -24,8 +23,11 @@ __all__ = ["default_map", "find_dataset", "find_store", "tuned_folder"]
 _FILE = Path("kd.toml")
 
 
-def default_map(command: click.Command, program: str) -> dict[str, dict[str, Any]]:
-    """Defaults of each subcommand of `program` that `kd.toml` sets, as click wants them.
+def default_map(commands: Mapping[str, Any], program: str) -> dict[str, dict[str, Any]]:
+    """Defaults of each subcommand of `program` that `kd.toml` sets, by parameter name.
+
+    Args:
+        commands: the program's subcommands by name.
 
     Raises:
         UsageError: ``config.bad_toml``, ``config.unknown_key``.
@@ -36,14 +38,13 @@ def default_map(command: click.Command, program: str) -> dict[str, dict[str, Any
         document = tomllib.loads(_FILE.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{_FILE}: cannot be read ({error}).", code="config.bad_toml") from error
-    known = command.commands if isinstance(command, click.Group) else {}
     defaults: dict[str, dict[str, Any]] = {}
     for name, values in document.get(program, {}).items():
-        if name not in known or not isinstance(values, dict):
-            _unknown(f"[{program}.{name}]", known)
+        if name not in commands or not isinstance(values, dict):
+            _unknown(f"[{program}.{name}]", commands)
         options = {
             option.lstrip("-"): parameter.name
-            for parameter in known[name].params
+            for parameter in commands[name].params
             for option in [*parameter.opts, *parameter.secondary_opts]
             if option.startswith("--")
         }
@@ -51,8 +52,7 @@ def default_map(command: click.Command, program: str) -> dict[str, dict[str, Any
         for key, value in values.items():
             if (parameter_name := options.get(key)) is None:
                 _unknown(f"{key} in [{program}.{name}]", options)
-            else:
-                defaults[name][parameter_name] = value
+            defaults[name][parameter_name] = value
     return defaults
 
 
@@ -97,7 +97,7 @@ def _only(noun: str, root: Path, mark: str, option: str, maker: str) -> Path:
     )
 
 
-def _unknown(what: str, known: dict[str, Any]) -> None:
+def _unknown(what: str, known: Mapping[str, Any]) -> NoReturn:
     raise UsageError(
         f"{_FILE}: {what} is not known; known are {', '.join(sorted(known))}.",
         code="config.unknown_key",

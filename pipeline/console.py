@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 
-import click
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -112,17 +111,16 @@ def run(app: typer.Typer, name: str) -> None:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         command = typer.main.get_command(app)
-        defaults = default_map(command, name)
+        defaults = default_map(getattr(command, "commands", {}), name)
         status = command.main(prog_name=name, standalone_mode=False, default_map=defaults)
         sys.exit(status if isinstance(status, int) else 0)
     except CkdError as error:
         _fail(name, f"{error}  [{error.code}]", error.exit)
-    except click.UsageError as error:
-        where = error.ctx.command_path if error.ctx else name
-        _fail(where, f"{error.format_message()} Try `{where} --help`.", 2)
-    except click.ClickException as error:
-        _fail(name, error.format_message(), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
+    except typer.TyperException as error:  # an option that is not there, a value out of range
+        where = context.command_path if (context := getattr(error, "ctx", None)) else name
+        message = getattr(error, "format_message", error.__str__)()
+        _fail(where, f"{message} Try `{where} --help`.", 2)
+    except (typer.Abort, KeyboardInterrupt):
         _fail(name, "stopped; the same command goes on from here.", 130)
     except _Terminated:
         _fail(name, "stopped by SIGTERM; the same command goes on from here.", 143)

@@ -55,15 +55,12 @@ def popularity(train_counts_V: NDArray[np.int64], kind: Popularity) -> NDArray[n
     `max` is count / largest count (1 for the most popular item, so that alpha is of order one), `log` the same of
     log(1 + count), `share` count / all counts, `raw` the count itself, as UnKD has it.
     """
-    counts = train_counts_V.astype(np.float64)
-    match kind:
-        case "raw":
-            return counts
-        case "share":
-            return counts / max(counts.sum(), 1)
-        case "log":
-            counts = np.log1p(counts)
-    return counts / max(counts.max(initial=0), np.finfo(float).tiny)
+    counts: NDArray[np.float64] = train_counts_V.astype(np.float64)
+    if kind == "log":
+        counts = np.log1p(counts)
+    whole = {"raw": 1.0, "share": counts.sum()}.get(kind, counts.max(initial=0.0))
+    shares: NDArray[np.float64] = counts / (whole or 1.0)
+    return shares
 
 
 def difficulty(
@@ -78,7 +75,8 @@ def difficulty(
         block = slice(start, start + _BLOCK)
         flat, sizes = dataset.histories(users[block], ends[block])
         means[block] = np.add.reduceat(pop_V[flat], np.cumsum(sizes) - sizes) / sizes
-    return lengths / longest - alpha * means
+    ssl: NDArray[np.float64] = lengths / longest - alpha * means
+    return ssl
 
 
 def plan_batches(ssl: NDArray[np.float64], settings: PlanSettings) -> list[PlannedBatch]:

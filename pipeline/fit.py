@@ -25,9 +25,9 @@ from cache.digest import canonical_json
 from cache.errors import StoreError, UsageError
 from cache.scores import ScoreReader
 from cache.store import Store
+from encoder.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from pipeline.evaluate import rank_histories
 from pipeline.metrics import Metrics, metrics_of_ranks
-from student.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from student.loop import RunState, TrainSettings, make_optimizer, train
 from student.sasrec import SASRec, SASRecConfig
 from student.targets import JoinSettings
@@ -123,7 +123,7 @@ def fit(
     checkpoint = folder / _CHECKPOINT
     state = None
     if checkpoint.is_file():
-        state = load_checkpoint(checkpoint, model, optimizer, identity)
+        state = RunState.of(*load_checkpoint(checkpoint, model, optimizer, identity))
 
     def ranks(part: Any) -> NDArray[np.int64]:
         model.eval()
@@ -134,7 +134,7 @@ def fit(
     def on_epoch(now: RunState) -> None:
         nonlocal began
         rate = now.history[-1].instances / (time.perf_counter() - began)
-        save_checkpoint(checkpoint, model, optimizer, now, identity)
+        save_checkpoint(checkpoint, model, optimizer, now.best_weights, now.to_json(), identity)
         watch(now, rate)
         began = time.perf_counter()
 

@@ -7,6 +7,7 @@ over ranks <= k (0 beyond). Ranks begin at 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,14 +21,14 @@ Metrics = dict[str, float]
 """Metric name, such as ``ndcg@10``, to its mean over users."""
 
 
-def gains(ranks: NDArray[np.int64], metric: str) -> NDArray[np.float64]:
+def gains(ranks: NDArray[np.integer[Any]], metric: str) -> NDArray[np.float64]:
     """What each user contributes to `metric` (``recall@k`` or ``ndcg@k``)."""
     name, _, cutoff = metric.partition("@")
     hit = ranks <= int(cutoff)
     return np.where(hit, 1.0 if name == "recall" else 1 / np.log2(ranks + 1.0), 0.0)
 
 
-def metrics_of_ranks(ranks: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS) -> Metrics:
+def metrics_of_ranks(ranks: NDArray[np.integer[Any]], cutoffs: Sequence[int] = CUTOFFS) -> Metrics:
     """Recall and NDCG at every cutoff; NaN where nobody is ranked."""
     names = [f"{name}@{k}" for name in ("recall", "ndcg") for k in cutoffs]
     return {n: float(gains(ranks, n).mean()) if len(ranks) else float("nan") for n in names}

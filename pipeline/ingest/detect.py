@@ -16,7 +16,7 @@ from pipeline.ingest.recformer import FILES
 from pipeline.ingest.tables import find_table
 from pipeline.ingest.unisrec import dataset_names
 
-__all__ = ["FORMATS", "detect"]
+__all__ = ["FORMATS", "detect", "must_exist"]
 
 FORMATS = ("csv", "parquet", "recbole", "unisrec", "recformer", "amazon2018", "amazon2023")
 
@@ -29,11 +29,7 @@ def detect(source: Path) -> str:
     Raises:
         UsageError: ``ingest.no_source``, ``ingest.unknown_format``.
     """
-    if not source.exists():
-        raise UsageError(
-            f"{source}: is not there; a file or folder of interactions was expected.",
-            code="ingest.no_source",
-        )
+    must_exist(source)
     found = _of_folder(source) if source.is_dir() else _of_file(source)
     if found is None:
         raise UsageError(
@@ -42,6 +38,15 @@ def detect(source: Path) -> str:
             code="ingest.unknown_format",
         )
     return found
+
+
+def must_exist(path: Path) -> None:
+    """Refuse a source that is not there."""
+    if not path.exists():
+        raise UsageError(
+            f"{path}: is not there; a file or folder to ingest was expected.",
+            code="ingest.no_source",
+        )
 
 
 def _of_folder(folder: Path) -> str | None:
@@ -56,7 +61,7 @@ def _of_folder(folder: Path) -> str | None:
         return "recformer"
     if metadata_files(folder):
         reviews = review_files(folder)
-        return _of_file(reviews[0]) if len(reviews) == 1 else None
+        return _of_file(reviews[0]) if reviews else "amazon2018"
     return None
 
 

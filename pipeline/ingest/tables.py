@@ -174,8 +174,9 @@ def _column_times(path: Path, table: pa.Table, name: str, errors: RowErrors) -> 
         values: Times = moments.cast(pa.int64()).to_numpy()
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
         raw = column.to_numpy()
-        if kind == pa.uint64():
+        if kind == pa.uint64() and (raw >= LIMIT).any():
             errors.add_where(raw >= LIMIT, name, OUT_OF_RANGE)
+            return None
         values = raw.astype(np.int64 if pa.types.is_integer(kind) else np.float64)
     else:
         errors.add(0, name, f"is a column of {kind}; numbers or dates were expected")

@@ -1,14 +1,14 @@
-"""Where a run stands, as one safetensors file: weights, best weights, optimizer, and one key of canonical JSON.
+"""Models and unfinished runs on disk: one safetensors file whose only metadata key holds canonical JSON.
 
-Written through the one door, so a kill leaves the former checkpoint whole. Refuses a checkpoint that belongs to other
-settings, another store or another student, by the name of what differs. Nothing is unpickled.
+Written through the one door, so a kill leaves the former file whole; the same content gives the same bytes. Refuses a
+checkpoint that belongs to another run, by the name of what differs. Nothing is unpickled.
 """
 
 from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,24 +21,28 @@ from torch import Tensor, nn
 from cache.atomic import disk_errors, put
 from cache.digest import canonical_json
 from cache.errors import StoreError
-from student.loop import EpochRecord, RunState
 
 __all__ = ["load_checkpoint", "load_weights", "save_checkpoint", "save_weights"]
 
 _KEY = "ckd"
 
 
-def save_weights(path: Path, weights: dict[str, Tensor], card: dict[str, Any]) -> None:
-    """A finished model: its tensors, and what it is (`card`, JSON values) in the file's one metadata key."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    put(path, save_tensors(tensors, metadata={_KEY: canonical_json(card).decode()}))
+def save_weights(path: Path, weights: Mapping[str, Tensor], card: Mapping[str, Any]) -> None:
+    """Tensors, and what they are (`card`, JSON values)."""
+    # clones: tensors that share memory are refused by the format
+    tensors = {name: t.detach().cpu().contiguous().clone() for name, t in weights.items()}
+    put(path, save_tensors(tensors, metadata={_KEY: canonical_json(dict(card)).decode()}))
 
 
 def load_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """(weights, card) of a file that :func:`save_weights` wrote."""
+    """(tensors, card) of a file that :func:`save_weights` wrote.
+
+    Raises:
+        StoreError: ``checkpoint.damaged``.
+    """
+    with disk_errors(path):
+        data = path.read_bytes()
     try:
-        with disk_errors(path):
-            data = path.read_bytes()
         tensors = load_tensors(data)
         (length,) = struct.unpack_from("<Q", data)
         card = json.loads(json.loads(data[8 : 8 + length])["__metadata__"][_KEY])
@@ -55,44 +59,44 @@ def save_checkpoint(
     path: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    state: RunState,
-    identity: dict[str, Any],
+    best: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    identity: Mapping[str, Any],
 ) -> None:
-    """Keep everything that the rest of the run depends on.
+    """Keep everything that the rest of a run depends on.
 
     Args:
-        identity: what the run is: settings, digests of store and score sets; JSON values.
+        best: the best weights so far.
+        state: where the run stands, JSON values.
+        identity: what the run is (settings, digests of its inputs), flat, JSON values.
     """
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
-    tensors |= {f"best.{name}": value for name, value in state.best_weights.items()}
+    tensors |= {f"best.{name}": value for name, value in best.items()}
     for number, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{number}.{name}": value for name, value in slots.items()}
-    card = asdict(state) | {"identity": identity}
-    del card["best_weights"]
-    save_weights(path, tensors, card)
+    save_weights(path, tensors, {"state": dict(state), "identity": dict(identity)})
 
 
 def load_checkpoint(
     path: Path,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    identity: dict[str, Any],
-) -> RunState:
-    """Put `model` and `optimizer` where the run stood and return its state.
+    identity: Mapping[str, Any],
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Put `model` and `optimizer` where the run stood; returns (state, best weights).
 
     Raises:
         StoreError: ``checkpoint.foreign`` when it belongs to another run, naming what differs.
     """
     tensors, card = load_weights(path)
-    found = card.pop("identity")
-    differing = sorted(k for k in found.keys() | identity.keys() if found.get(k) != identity.get(k))
-    if differing:
-        first = differing[0]
-        raise StoreError(
-            f"{path}: belongs to a run with {first} {found.get(first)}, this one has "
-            f"{identity.get(first)}; choose another --out, or remove it to start anew.",
-            code="checkpoint.foreign",
-        )
+    found = card["identity"]
+    for key in sorted(found.keys() | identity.keys()):
+        if found.get(key) != identity.get(key):
+            raise StoreError(
+                f"{path}: belongs to a run with {key} {found.get(key)}, this one has "
+                f"{identity.get(key)}; choose another --out, or remove it to start anew.",
+                code="checkpoint.foreign",
+            )
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
@@ -104,5 +108,4 @@ def load_checkpoint(
         slots.setdefault(int(number), {})[slot] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": slots, "param_groups": groups})
-    card["history"] = [EpochRecord(**record) for record in card["history"]]
-    return RunState(**card, best_weights=parts["best"])
+    return card["state"], parts["best"]

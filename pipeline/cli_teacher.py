@@ -1,0 +1,236 @@
+"""`kd-teacher pretrain | tune | evaluate | import`: teachers worth asking, from the command line. Thin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import typer
+
+from cache.dataset import open_dataset
+from cache.errors import UsageError
+from pipeline import console
+from pipeline.config import find_dataset, tuned_folder
+from pipeline.metrics import CUTOFFS
+from pipeline.teach import evaluate_teacher, import_official, pretrain, tune
+from teachers.pretrain import Augmentation
+from teachers.registry import load_teacher
+from teachers.text import TextSettings
+from teachers.trainer import Recipe, bfloat16_is_fast
+
+app = typer.Typer(
+    name="kd-teacher",
+    help="Make teachers: pre-train, tune on your data, judge, bring official weights in.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
+
+_METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS]
+_RECIPE, _TEXT, _VIEW = Recipe(), TextSettings(), Augmentation()
+
+TeacherArgument = Annotated[Literal["unisrec"], typer.Argument(help="The kind of teacher.")]
+TextOption = Annotated[
+    str, typer.Option(help="Text encoder: minilm, a local folder, or a hub name.")
+]
+PoolingOption = Annotated[
+    Literal["mean", "cls"], typer.Option(help="How a text's token vectors become one.")
+]
+SeedOption = Annotated[int, typer.Option(help="Of everything random.", min=0)]
+RateOption = Annotated[float, typer.Option(help="Learning rate of Adam.")]
+DropoutOption = Annotated[float, typer.Option(help="Inside the transformer.", min=0, max=0.99)]
+SizeOption = Annotated[int, typer.Option(help="Targets in a step.", min=2)]
+Bfloat16Option = Annotated[
+    bool | None,
+    typer.Option(
+        "--bfloat16/--no-bfloat16",
+        help="Matrix products in bfloat16; by default where the hardware has it.",
+    ),
+]
+ThreadsOption = Annotated[
+    int, typer.Option(help="Processor threads; 0 takes torch's choice.", min=0)
+]
+
+
+@app.command("pretrain")
+def pretrain_command(
+    teacher: TeacherArgument,
+    data: Annotated[list[Path], typer.Option(help="A source domain's dataset; repeat it.")],
+    out: Annotated[Path | None, typer.Option(help="By default pretrained/<teacher>.")] = None,
+    text: TextOption = _TEXT.model,
+    pooling: PoolingOption = _TEXT.pooling,
+    word_drop: Annotated[
+        float, typer.Option(help="Share of words dropped in the second view.", min=0.01, max=0.9)
+    ] = 0.15,
+    item_drop: Annotated[
+        float, typer.Option(help="Share of items dropped in the second view.", min=0, max=0.9)
+    ] = _VIEW.item_drop_ratio,
+    epochs: Annotated[int, typer.Option(help="Passes over the sources.", min=1)] = 10,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many instances an epoch.", min=2)
+    ] = None,
+    batch_size: SizeOption = 2048,
+    learning_rate: RateOption = _RECIPE.learning_rate,
+    dropout: DropoutOption = 0.2,
+    seed: SeedOption = 0,
+    bfloat16: Bfloat16Option = None,
+    threads: ThreadsOption = 0,
+) -> None:
+    """Pre-train a teacher on several source domains that are not the target."""
+    device = _device(threads)
+    folder = out or Path("pretrained") / teacher
+    with console.progress(f"{folder}") as report:
+        config = pretrain(
+            [open_dataset(path, deep=True) for path in data],
+            folder,
+            text=TextSettings(model=text, pooling=pooling),
+            word_drop=word_drop,
+            augmentation=Augmentation(item_drop_ratio=item_drop),
+            architecture={"dropout": dropout, "attention_dropout": dropout},
+            recipe=Recipe(
+                epochs=epochs,
+                patience=epochs,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                seed=seed,
+                bfloat16=_bfloat16(bfloat16, device),
+            ),
+            limit=limit,
+            device=device,
+            report=report,
+        )
+    losses = config["losses"]
+    console.say(f"{folder}: {config['epochs']} epochs, loss {losses[0]:.3f} to {losses[-1]:.3f}")
+
+
+@app.command("tune")
+def tune_command(
+    teacher: TeacherArgument,
+    data: Annotated[
+        Path | None, typer.Option(help="The target's dataset; by default the only one in data/.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="By default tuned/<dataset's name>/<teacher>.")
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="A pre-trained teacher to start from.")
+    ] = None,
+    mode: Annotated[
+        Literal["inductive", "transductive"],
+        typer.Option(help="Texts alone, or texts and an embedding of each item's id."),
+    ] = "inductive",
+    freeze_encoder: Annotated[
+        bool,
+        typer.Option(
+            "--freeze-encoder/--no-freeze-encoder",
+            help="Keep the pre-trained transformer as it is.",
+        ),
+    ] = False,
+    text: TextOption = _TEXT.model,
+    pooling: PoolingOption = _TEXT.pooling,
+    vectors: Annotated[
+        str | None, typer.Option(help="A vector set of the dataset instead, such as feat1CLS.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="At most.", min=1)] = _RECIPE.epochs,
+    patience: Annotated[
+        int, typer.Option(help="Epochs without better validation NDCG@10, then stop.", min=1)
+    ] = _RECIPE.patience,
+    batch_size: SizeOption = _RECIPE.batch_size,
+    learning_rate: RateOption = _RECIPE.learning_rate,
+    weight_decay: Annotated[float, typer.Option(help="L2 inside Adam.")] = _RECIPE.weight_decay,
+    dropout: DropoutOption = 0.5,
+    adaptor_dropout: Annotated[
+        float, typer.Option(help="On the text vectors.", min=0, max=0.99)
+    ] = 0.2,
+    seed: SeedOption = 0,
+    bfloat16: Bfloat16Option = None,
+    threads: ThreadsOption = 0,
+) -> None:
+    """Tune a teacher on the target domain and print how well it ranks."""
+    device = _device(threads)
+    where = find_dataset(data, "kd-teacher tune")
+    folder = out or Path("tuned") / where.resolve().name / teacher
+    with console.progress(f"{folder}") as report:
+        config = tune(
+            open_dataset(where, deep=True),
+            folder,
+            text=TextSettings(model=text, pooling=pooling),
+            vectors=vectors,
+            start=start,
+            transductive=mode == "transductive",
+            freeze_encoder=freeze_encoder,
+            architecture={
+                "dropout": dropout,
+                "attention_dropout": dropout,
+                "adaptor_dropout": adaptor_dropout,
+            },
+            recipe=Recipe(
+                epochs=epochs,
+                patience=patience,
+                batch_size=batch_size,
+                learning_rate=learning_rate,
+                weight_decay=weight_decay,
+                seed=seed,
+                bfloat16=_bfloat16(bfloat16, device),
+            ),
+            device=device,
+            report=report,
+        )
+    rows = {"validation": config["validation"], "test": config["test"]}
+    _print(f"{folder}: {mode}, {config['epochs']} epochs", rows)
+
+
+@app.command()
+def evaluate(
+    teacher: Annotated[str, typer.Argument(help="A tuned teacher: its name, or its folder.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The dataset; by default the only one in data/.")
+    ] = None,
+) -> None:
+    """Rank all items for every user with a tuned teacher and print Recall and NDCG."""
+    where = find_dataset(data, "kd-teacher evaluate")
+    asked = load_teacher(tuned_folder(teacher, where))
+    dataset = open_dataset(where, deep=True)
+    rows = {}
+    for part in ("valid", "test"):
+        users, rows[part] = evaluate_teacher(asked, dataset, part)
+    _print(f"{asked.name} on {where}: {users:,} users, {dataset.num_items:,} items ranked", rows)
+
+
+@app.command("import")
+def import_command(
+    file: Annotated[Path, typer.Argument(help="An official checkpoint, UniSRec-FHCKM-300.pth.")],
+    out: Annotated[Path, typer.Option(help="Where the teacher goes.")] = Path("pretrained/unisrec"),
+) -> None:
+    """Bring an official pre-trained checkpoint in; no code of the file ever runs."""
+    if (out / "config.json").exists():
+        raise UsageError(
+            f"{out}: is already there; choose another --out, or remove it.", code="teacher.exists"
+        )
+    import_official(file, out)
+    console.say(f"{out}: ready; go on with `kd-teacher tune unisrec --from {out} --text MODEL`.")
+
+
+def _print(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
+    console.table(
+        title,
+        ["part", *_METRICS],
+        [[part, *(f"{metrics[name]:.4f}" for name in _METRICS)] for part, metrics in rows.items()],
+    )
+
+
+def _device(threads: int) -> str:
+    if threads:
+        torch.set_num_threads(threads)
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _bfloat16(asked: bool | None, device: str) -> bool:
+    return bfloat16_is_fast(device) if asked is None else asked
+
+
+def main() -> None:
+    """Entry point of `kd-teacher`."""
+    console.run(app, "kd-teacher")

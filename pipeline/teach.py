@@ -1,0 +1,269 @@
+"""Makes teachers: texts to vectors, pre-training on source domains, tuning on the target, evaluation, official weights in.
+
+Puts together what teachers/ offers with the evaluation that judges students too. Folders: pretrained/<teacher> and
+tuned/<dataset>/<teacher>; an unfinished run keeps its checkpoint beside them and goes on from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from cache.dataset import Dataset
+from cache.digest import canonical_json
+from cache.errors import StoreError, UsageError
+from cache.vectors import read_vectors
+from pipeline.console import Report
+from pipeline.evaluate import ranks_of_targets
+from pipeline.metrics import Metrics, metrics_of_ranks
+from teachers.folder import CONFIG, load_folder, read_config
+from teachers.pretrain import Augmentation, Source
+from teachers.pretrain import pretrain as run_pretraining
+from teachers.protocol import Teacher
+from teachers.text import TextSettings, item_vectors
+from teachers.trainer import Recipe
+from teachers.tune import tune as run_tuning
+from teachers.unisrec import Architecture, UniSRec
+from teachers.unisrec_teacher import encode_histories, save_unisrec
+from teachers.weights import OFFICIAL, read_official
+
+__all__ = ["evaluate_teacher", "import_official", "pretrain", "tune"]
+
+_CHECKPOINT = "checkpoint.safetensors"
+
+
+def tune(
+    dataset: Dataset,
+    out: Path,
+    *,
+    text: TextSettings,
+    vectors: str | None,
+    start: Path | None,
+    transductive: bool,
+    freeze_encoder: bool,
+    architecture: dict[str, Any],
+    recipe: Recipe,
+    device: str,
+    report: Report,
+) -> dict[str, Any]:
+    """Tune a UniSRec on `dataset` into `out`; returns its configuration, metrics included.
+
+    Args:
+        vectors: a vector set of the dataset to use instead of encoding the texts.
+        start: folder of a pre-trained UniSRec.
+        architecture: what differs from the defaults, or from the pre-trained one's rates.
+
+    Raises:
+        UsageError: ``teacher.exists`` when `out` holds a finished teacher of other settings.
+    """
+    origin = "scratch"
+    name, made = (
+        (vectors, read_vectors(dataset, vectors))
+        if vectors
+        else _texts(dataset, text, device, report)
+    )
+    vectors_VW = torch.from_numpy(np.array(made))
+    shape = Architecture(**{"text_width": vectors_VW.shape[1], **architecture})
+    weights = {}
+    if start is not None:
+        weights, config, origin = load_folder(start)
+        shape = replace(Architecture(**config["architecture"]), **architecture)
+        _same_text(start, config, name, shape, vectors_VW.shape[1])
+    elif freeze_encoder:
+        raise UsageError(
+            "--freeze-encoder keeps what pre-training learnt; name it with --from.",
+            code="tune.nothing_to_freeze",
+        )
+    identity = _flat(
+        dataset=dataset.digest,
+        vectors=name,
+        start=origin,
+        transductive=transductive,
+        freeze_encoder=freeze_encoder,
+        architecture=asdict(shape),
+        recipe=asdict(recipe),
+    )
+    if (done := _finished(out, identity)) is not None:
+        return done
+    torch.manual_seed(recipe.seed)
+    model = UniSRec(shape, vectors_VW, with_ids=transductive)
+    model.load_state_dict(weights, strict=False)  # ids and texts are the target's own
+    if freeze_encoder:
+        model.freeze_encoder()
+    model.to(device)
+
+    def measure(part: Any) -> Metrics:
+        model.eval()
+        users, ends = dataset.held_out(part)
+        with torch.inference_mode():
+            table_VD = model.item_table()
+            states_nD = encode_histories(model, table_VD, dataset, users, ends)
+            targets = torch.from_numpy(dataset.targets(users, ends).astype(np.int64)).to(device)
+            ranks = ranks_of_targets(states_nD, F.normalize(table_VD, dim=-1), targets)
+        return metrics_of_ranks(ranks)
+
+    trained = run_tuning(
+        model,
+        dataset,
+        recipe,
+        validate=lambda: measure("valid")["ndcg@10"],
+        checkpoint=out / _CHECKPOINT,
+        identity=identity,
+        report=report,
+        device=device,
+    )
+    model.load_state_dict(trained.weights)
+    save_unisrec(
+        out,
+        model,
+        trained.weights,
+        stage="tuned",
+        dataset=dataset.digest,
+        identity=identity,
+        epochs=trained.epochs,
+        validation=measure("valid"),
+        test=measure("test"),
+    )
+    (out / _CHECKPOINT).unlink(missing_ok=True)
+    return read_config(out)
+
+
+def pretrain(
+    datasets: Sequence[Dataset],
+    out: Path,
+    *,
+    text: TextSettings,
+    word_drop: float,
+    augmentation: Augmentation,
+    architecture: dict[str, Any],
+    recipe: Recipe,
+    limit: int | None,
+    device: str,
+    report: Report,
+) -> dict[str, Any]:
+    """Pre-train a UniSRec on several source domains into `out`; returns its configuration."""
+    sources = []
+    for dataset in datasets:
+        _, whole = _texts(dataset, text, device, report)
+        _, dropped = _texts(dataset, replace(text, word_drop=word_drop), device, report)
+        sources.append(Source(dataset, whole, dropped))
+    width = sources[0].vectors_VW.shape[1]
+    shape = Architecture(**{"text_width": width, **architecture})
+    identity = _flat(
+        datasets=sorted(dataset.digest for dataset in datasets),
+        text=asdict(text),
+        word_drop=word_drop,
+        augmentation=asdict(augmentation),
+        architecture=asdict(shape),
+        recipe=asdict(recipe),
+        limit=limit,
+    )
+    if (done := _finished(out, identity)) is not None:
+        return done
+    torch.manual_seed(recipe.seed)
+    model = UniSRec(shape).to(device)
+    trained = run_pretraining(
+        model,
+        sources,
+        recipe,
+        augmentation,
+        checkpoint=out / _CHECKPOINT,
+        identity=identity,
+        limit=limit,
+        report=report,
+        device=device,
+    )
+    save_unisrec(
+        out,
+        model,
+        trained.weights,
+        stage="pretrained",
+        text=asdict(text),
+        identity=identity,
+        epochs=trained.epochs,
+        losses=[record["loss"] for record in trained.history],
+    )
+    (out / _CHECKPOINT).unlink(missing_ok=True)
+    return read_config(out)
+
+
+def import_official(file: Path, out: Path) -> dict[str, Any]:
+    """Bring an official pre-trained UniSRec checkpoint into our layout at `out`."""
+    weights = read_official(file)
+    tables = [key for key in weights if key in {"plm_embedding.weight", "item_embedding.weight"}]
+    if tables:
+        raise UsageError(
+            f"{file}: is tuned on its authors' own numbering of some dataset's items ({', '.join(tables)}), "
+            "which no file says; import the pre-trained checkpoint and run `kd-teacher tune`.",
+            code="weights.tuned",
+        )
+    save_unisrec(out, UniSRec(OFFICIAL), weights, stage="pretrained", text=None, identity={})
+    return read_config(out)
+
+
+def evaluate_teacher(teacher: Teacher, dataset: Dataset, part: Any) -> tuple[int, Metrics]:
+    """(users, metrics) of any teacher whose scores are products of two vectors, all items ranked."""
+    if not teacher.factorises:
+        raise UsageError(
+            f"the teacher {teacher.name} scores pairs, not vectors, and cannot be ranked over all items.",
+            code="teacher.no_vectors",
+        )
+    users, ends = dataset.held_out(part)
+    ranks = ranks_of_targets(
+        torch.from_numpy(teacher.encode_histories(dataset, users, ends)),
+        torch.from_numpy(teacher.encode_items(dataset)),
+        torch.from_numpy(dataset.targets(users, ends).astype(np.int64)),
+    )
+    return len(users), metrics_of_ranks(ranks)
+
+
+def _texts(
+    dataset: Dataset, settings: TextSettings, device: str, report: Report
+) -> tuple[str, Any]:
+    return item_vectors(dataset, settings, device=device, progress=report)
+
+
+def _same_text(
+    start: Path, config: dict[str, Any], name: str, shape: Architecture, width: int
+) -> None:
+    if shape.text_width != width:
+        raise StoreError(
+            f"{start}: reads text vectors of width {shape.text_width}, {name} has {width}; "
+            "encode the texts with the model that it was pre-trained on (--text).",
+            code="tune.other_text",
+        )
+
+
+def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The configuration of a finished teacher of the same identity; another is never overwritten."""
+    if not (out / CONFIG).is_file():
+        return None
+    config = read_config(out)
+    found = config.get("identity", {})
+    for key in sorted(found.keys() | identity.keys()):
+        if found.get(key) != identity.get(key):
+            raise UsageError(
+                f"{out}: holds a teacher with {key} {found.get(key)}, this one would have "
+                f"{identity.get(key)}; choose another --out, or remove it.",
+                code="teacher.exists",
+            )
+    return config
+
+
+def _flat(**values: Any) -> dict[str, Any]:
+    """Nested settings as one level of JSON values, so that a difference has a name."""
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}.{inner}": one for inner, one in value.items()}
+        else:
+            flat[key] = value
+    plain: dict[str, Any] = json.loads(canonical_json(flat))
+    return plain

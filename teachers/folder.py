@@ -1,0 +1,72 @@
+"""A teacher on disk: `weights.safetensors` and, written last, `config.json` that seals it.
+
+The configuration says what the teacher is (kind, widths, mode, text encoder, dataset digest), how good it measured and the
+sha256 of its weights. The digest of all that is the teacher's identity in score sets. Refuses weights that have changed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from cache.atomic import put
+from cache.digest import canonical_json, sha256_bytes, sha256_file
+from cache.errors import StoreError, UsageError
+from encoder.checkpoint import load_weights, save_weights
+
+__all__ = ["CONFIG", "load_folder", "read_config", "save_folder"]
+
+CONFIG, _WEIGHTS = "config.json", "weights.safetensors"
+
+
+def save_folder(folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write a teacher; a reader sees the old one or the new one, never a mixture that it would accept."""
+    save_weights(folder / _WEIGHTS, weights, {})
+    sealed = {**config, "weights": sha256_file(folder / _WEIGHTS)}
+    put(folder / CONFIG, canonical_json(sealed) + b"\n")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What a teacher says of itself.
+
+    Raises:
+        UsageError: ``teacher.missing``; StoreError: ``teacher.damaged``.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise UsageError(
+            f"{folder}: holds no teacher; make one with `kd-teacher tune` or `kd-teacher pretrain`.",
+            code="teacher.missing",
+        )
+    try:
+        config = json.loads(path.read_bytes())
+    except ValueError:
+        config = None
+    if not isinstance(config, dict) or not {"teacher", "weights"} <= config.keys():
+        raise StoreError(
+            f"{path}: is not a teacher's configuration; tune the teacher again.",
+            code="teacher.damaged",
+        )
+    return config
+
+
+def load_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
+    """(weights, configuration, digest) of a teacher.
+
+    Raises:
+        StoreError: ``teacher.damaged`` when the weights are not those that were sealed.
+    """
+    config = read_config(folder)
+    path = folder / _WEIGHTS
+    found = sha256_file(path) if path.is_file() else "nothing"
+    if found != config["weights"]:
+        raise StoreError(
+            f"{path}: {config['weights'][:19]} expected, {found[:19]} found; tune the teacher again.",
+            code="teacher.damaged",
+        )
+    weights, _ = load_weights(path)
+    return weights, config, sha256_bytes(canonical_json(config))

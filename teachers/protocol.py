@@ -1,0 +1,47 @@
+"""What a teacher must offer to be asked about a store. Structural: a plug-in need not import this package.
+
+numpy at the border, so that a teacher may be written in anything. Legend: V items, D width, n histories, C columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.dataset import Dataset, Ints
+
+__all__ = ["Floats", "Teacher"]
+
+Floats = NDArray[np.float32]
+
+
+class Teacher(Protocol):
+    """A frozen recommender that can say how much each history likes each item."""
+
+    @property
+    def name(self) -> str:
+        """Such as ``unisrec``; the default name of its score set."""
+
+    @property
+    def factorises(self) -> bool:
+        """Whether a history's vector does not depend on the items it is scored against."""
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that decides the scores: weights, settings, texts."""
+
+    @property
+    def quality(self) -> Mapping[str, float]:
+        """Its validation metrics on the dataset, such as ``{"ndcg@10": 0.07}``; empty if unknown."""
+
+    def encode_items(self, dataset: Dataset) -> Floats:
+        """[V, D], asked once a build."""
+
+    def encode_histories(self, dataset: Dataset, users: Ints, ends: Ints) -> Floats:
+        """[n, D] for the instances (users, ends); may depend on nothing else."""
+
+    def score(self, users_vec: Floats, items_vec: Floats) -> Floats:
+        """[n, C] bare scores of histories and items. No temperature, no softmax: the store does that."""

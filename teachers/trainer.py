@@ -1,0 +1,136 @@
+"""The loop that pre-training and tuning share: epochs, early stopping, best weights, exact resume.
+
+Every step seeds itself from (seed, step), and a checkpoint is kept after every epoch: a run that was killed goes on to
+the same weights, bit for bit (same machine, same threads). Prints nothing, reads no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cache.errors import TeacherError
+from encoder.checkpoint import load_checkpoint, save_checkpoint
+
+__all__ = ["Recipe", "Trained", "bfloat16_is_fast", "train"]
+
+Report = Callable[[float, float, str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """How a teacher is trained, beside its data."""
+
+    epochs: int = 60  #: at most
+    patience: int = 6  #: epochs without a better validation, then stop
+    batch_size: int = 1024  #: targets a step
+    learning_rate: float = 1e-3  #: of Adam
+    weight_decay: float = 0.0
+    seed: int = 0
+    bfloat16: bool = False  #: autocast matrix products
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What training left."""
+
+    weights: dict[str, Tensor]  #: the best, by validation; the last where there is none
+    best: float  #: validation; NaN where there is none
+    epochs: int
+    history: list[dict[str, float]]  #: loss and validation of each epoch
+
+
+def bfloat16_is_fast(device: str) -> bool:
+    """Whether this device multiplies bfloat16 in hardware."""
+    if device.startswith("cuda"):
+        return bool(torch.cuda.is_bf16_supported())
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def train(
+    model: nn.Module,
+    recipe: Recipe,
+    batches: Callable[[int], Iterator[tuple[int, Callable[[], Tensor]]]],
+    *,
+    size: int,
+    checkpoint: Path,
+    identity: Mapping[str, Any],
+    validate: Callable[[], float] | None = None,
+    report: Report = lambda done, total, note: None,
+) -> Trained:
+    """Train until validation stops improving, or for all epochs where there is none.
+
+    Args:
+        batches: of an epoch: (targets in the step, a function that gives its mean loss).
+        size: targets in an epoch.
+        checkpoint: file to keep between epochs; gone on from if it is there, removed by the caller.
+        identity: what the run is; a checkpoint of another is refused.
+        validate: NDCG@10 as the model stands.
+
+    Raises:
+        TeacherError: ``teacher.diverged`` when the loss is no number.
+        StoreError: ``checkpoint.foreign``.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(
+        trained, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, fused=True
+    )
+    device = trained[0].device
+    state: dict[str, Any] = {"epoch": 0, "step": 0, "best": -1.0, "stale": 0, "history": []}
+    best: dict[str, Tensor] = {}
+    if checkpoint.is_file():
+        state, best = load_checkpoint(checkpoint, model, optimizer, identity)
+    while state["epoch"] < recipe.epochs and state["stale"] < recipe.patience:
+        model.train()
+        seen, total = 0, torch.zeros((), device=device)
+        for count, loss_of in batches(state["epoch"]):
+            torch.manual_seed(recipe.seed << 32 | state["step"])
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
+                loss = loss_of()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.detach() * count
+            seen += count
+            state["step"] += 1
+            report(state["epoch"] + seen / size, recipe.epochs, _note(state))
+        mean = float(total) / max(seen, 1)
+        if mean != mean or mean == float("inf"):
+            raise TeacherError(
+                f"epoch {state['epoch']}: the loss is not a number; "
+                "start again with a smaller --learning-rate.",
+                code="teacher.diverged",
+            )
+        record = {"loss": mean}
+        if validate is not None:
+            model.eval()
+            record["validation"] = value = validate()
+            state["stale"] += 1
+            if value > state["best"]:
+                state["best"], state["stale"] = value, 0
+                best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+        state["history"].append(record)
+        state["epoch"] += 1
+        save_checkpoint(checkpoint, model, optimizer, best, state, identity)
+    return Trained(
+        weights=best or dict(model.state_dict()),
+        best=state["best"] if best else float("nan"),
+        epochs=state["epoch"],
+        history=state["history"],
+    )
+
+
+def _note(state: Mapping[str, Any]) -> str:
+    if not state["history"]:
+        return ""
+    last = state["history"][-1]
+    shown = f"loss {last['loss']:.3f}"
+    if "validation" in last:
+        shown += f", valid ndcg@10 {last['validation']:.4f} (best {state['best']:.4f})"
+    return shown

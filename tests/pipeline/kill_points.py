@@ -1,0 +1,150 @@
+"""Run by test_build_killed: builds a store over and over, killed by SIGKILL at one chosen instant, then builds again.
+
+    python kill_points.py FOLDER every        killed before each change that it makes to the disk, in turn
+    python kill_points.py FOLDER random N     killed at N random times, up to five times in a row
+
+A fork a build keeps this fast; this parent itself never runs a thread. Prints JSON: {"points", "different", "died"}.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from cache.store import Store
+from pipeline.build import build
+from tests.fakes import TableTeacher, tiny_store, tree
+
+CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate"}
+
+
+def in_child(work: Callable[[], None]) -> int:
+    """Run `work` in a fork; its exit status, negative if a signal ended it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException as error:
+            os.write(2, f"{type(error).__name__}: {error}\n".encode())
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def one_build(path: Path) -> None:
+    import pipeline.build
+
+    pipeline.build.HISTORY_BLOCK = 16  # several blocks from a tiny plan
+    build(TableTeacher(), Store.open(path), shard_bytes=400)
+
+
+def counting(kill_at: int, told: Path | None) -> None:
+    """Count changes to the disk below; die right before number `kill_at`, or tell the count."""
+    seen = 0
+
+    def hear() -> None:
+        nonlocal seen
+        if seen == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        seen += 1
+        if told is not None:
+            os.pwrite(counter, str(seen).encode(), 0)
+
+    def audit(event: str, arguments: tuple[object, ...]) -> None:
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & 0o3
+        if event in CHANGES or writes:
+            hear()
+
+    sync = os.fsync
+
+    def heard_sync(handle: int) -> None:
+        hear()
+        sync(handle)
+
+    counter = os.open(told, os.O_RDWR | os.O_CREAT) if told is not None else -1
+    os.fsync = heard_sync
+    sys.addaudithook(audit)
+
+
+def every(folder: Path, fresh: Callable[[], Path], wanted: dict[str, str]) -> dict[str, object]:
+    told = folder / "count"
+    path = fresh()
+
+    def whole() -> None:
+        counting(-1, told)
+        one_build(path)
+
+    in_child(whole)
+    points = int(told.read_text())
+    different, died = [], 0
+    for point in range(points):
+        path = fresh()
+
+        def killed(path: Path = path, point: int = point) -> None:
+            counting(point, None)
+            one_build(path)
+
+        died += in_child(killed) == -signal.SIGKILL
+        status = in_child(lambda path=path: one_build(path))
+        if status or tree(path) != wanted:
+            different.append([point, status, sorted(set(tree(path).items()) ^ set(wanted.items()))])
+    return {"points": points, "different": different, "died": died}
+
+
+def at_random(fresh: Callable[[], Path], wanted: dict[str, str], count: int) -> dict[str, object]:
+    dice = random.Random(0)
+    path = fresh()
+    start = time.monotonic()
+    in_child(lambda: one_build(path))
+    span = time.monotonic() - start
+    different, died = [], 0
+    for number in range(count):
+        path = fresh()
+        for _ in range(dice.randint(1, 5)):
+            child = os.fork()
+            if child == 0:
+                one_build(path)
+                os._exit(0)
+            time.sleep(dice.random() * span)
+            os.kill(child, signal.SIGKILL)
+            died += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        status = in_child(lambda path=path: one_build(path))
+        if status or tree(path) != wanted:
+            different.append(
+                [number, status, sorted(set(tree(path).items()) ^ set(wanted.items()))]
+            )
+    return {"points": count, "different": different, "died": died}
+
+
+def main(folder: Path, how: str, count: int = 0) -> None:
+    clean = folder / "clean"
+
+    def prepare() -> None:
+        tiny_store(clean)
+
+    in_child(prepare)
+
+    def fresh() -> Path:
+        path = folder / "store"
+        shutil.rmtree(path, ignore_errors=True)
+        shutil.copytree(clean, path)
+        return path
+
+    path = fresh()
+    in_child(lambda: one_build(path))
+    wanted = tree(path)
+    told = every(folder, fresh, wanted) if how == "every" else at_random(fresh, wanted, count)
+    json.dump({**told, "files": len(wanted)}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))
