@@ -63,7 +63,7 @@ def build(
     Args:
         tau: temperature of eq. 2's softmax.
         name: of the score set; the teacher's name by default.
-        quality: the teacher's validation metrics, such as ``{"ndcg@10": 0.07}``; students weigh by it.
+        quality: validation metrics that students weigh by, where the teacher's own are not wanted.
         shard_bytes: about how large a shard file may grow; the unit of resumption.
         progress: called as work is done; work found from an earlier run counts as done.
 
@@ -81,7 +81,7 @@ def build(
         layout,
         teacher=teacher.name,
         teacher_digest=teacher.digest,
-        quality=quality or {},
+        quality=teacher.quality if quality is None else quality,
         tau=tau,
         extra={"history_block": HISTORY_BLOCK if teacher.factorises else 0},
     )
@@ -111,7 +111,8 @@ def scorer(teacher: Teacher, dataset: Dataset) -> Callable[[Batch], NDArray[np.f
 
     def score(batch: Batch) -> NDArray[np.float32]:
         users_TD = teacher.encode_histories(dataset, batch.users, batch.ends)
-        return teacher.score(users_TD, items_VD[batch.items])
+        scores_TC: NDArray[np.float32] = teacher.score(users_TD, items_VD[batch.items])
+        return scores_TC
 
     return score
 
@@ -270,15 +271,15 @@ def _only_writer(folder: Path) -> Iterator[None]:
     with disk_errors(path):
         folder.parent.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(path, blocking=False)
-    try:
-        with disk_errors(path):
+    with disk_errors(path):
+        try:
             lock.acquire()
-    except filelock.Timeout as error:
-        raise StoreError(
-            f"{folder}: another process is building it right now ({path.name} is locked); "
-            "wait for that one, the same command then goes on from what it left.",
-            code="store.busy",
-        ) from error
+        except filelock.Timeout as error:  # an OSError too
+            raise StoreError(
+                f"{folder}: another process is building it right now ({path.name} is locked); "
+                "wait for that one, or run the same command later: it goes on from what is there.",
+                code="store.busy",
+            ) from error
     try:
         yield
     finally:

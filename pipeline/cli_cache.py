@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from teachers.registry import load_teacher
 
 from cache.dataset import InstanceKind, open_dataset
 from cache.errors import StoreError, UsageError
@@ -19,7 +18,9 @@ from pipeline import console
 from pipeline.build import build, scorer
 from pipeline.config import find_dataset, find_store, tuned_folder
 from pipeline.curriculum import PlanSettings, Popularity, estimate, make_plan
-from pipeline.ingest import FORMATS, PARTS, ingest
+from pipeline.ingest import FORMATS, ingest
+from pipeline.sample import write_sample
+from teachers.registry import load_teacher
 
 app = typer.Typer(
     name="kd-cache",
@@ -45,10 +46,14 @@ def ingest_command(
         typer.Option(help=f"One of {', '.join(FORMATS)}; told from the source if left out."),
     ] = None,
     items: Annotated[Path | None, typer.Option(help="Item texts, where they lie apart.")] = None,
-    column: Annotated[
-        list[str] | None,
-        typer.Option(help=f"A column's own name, part=name; parts: {', '.join(PARTS)}."),
-    ] = None,
+    user: Annotated[str | None, typer.Option(help="Name of the user column.")] = None,
+    item: Annotated[str | None, typer.Option(help="Name of the item column.")] = None,
+    time: Annotated[str | None, typer.Option(help="Name of the time column.")] = None,
+    title: Annotated[str | None, typer.Option(help="Name of the title column.")] = None,
+    brand: Annotated[str | None, typer.Option(help="Name of the brand column.")] = None,
+    category: Annotated[str | None, typer.Option(help="Name of the category column.")] = None,
+    description: Annotated[str | None, typer.Option(help="Name of the description column.")] = None,
+    image: Annotated[str | None, typer.Option(help="Name of the image column.")] = None,
     k_core: Annotated[
         int | None,
         typer.Option(help="Least interactions of a user and an item; 5, or 0 if filtered already."),
@@ -59,12 +64,22 @@ def ingest_command(
     ] = False,
 ) -> None:
     """Freeze interactions and item texts as a dataset."""
+    named = {
+        "user": user,
+        "item": item,
+        "time": time,
+        "title": title,
+        "brand": brand,
+        "category": category,
+        "description": description,
+        "image": image,
+    }
     result = ingest(
         source,
         out,
         format=format,
         items=items,
-        columns=dict(_pair(one) for one in column or []),
+        columns={part: name for part, name in named.items() if name},
         k_core=k_core,
         max_length=max_length,
         anonymise=anonymise,
@@ -75,6 +90,18 @@ def ingest_command(
         ["", "count"],
         [[name.replace("_", " "), f"{value:,}"] for name, value in counts.items()],
     )
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Option(help="Folder for the two Parquet files.")],
+    users: Annotated[int, typer.Option(help="How many shoppers.", min=50)] = 3000,
+    items: Annotated[int, typer.Option(help="How many products.", min=50)] = 1600,
+    seed: Annotated[int, typer.Option(help="Of the generator.", min=0)] = 7,
+) -> None:
+    """Write a generated shop whose texts tell something of what is bought next."""
+    write_sample(out, users=users, items=items, seed=seed)
+    console.say(f"{out}: {users:,} users, {items:,} items; go on with `kd-cache ingest {out}`.")
 
 
 @app.command()
@@ -232,16 +259,6 @@ def verify_command(
         raise StoreError(f"{path}: {len(found)} finding(s), listed above.", code="store.damaged")
     again = f", {sample} batch(es) of {teacher} asked again" if teacher else ""
     console.say(f"{path}: sound; every byte hashed{again}.")
-
-
-def _pair(text: str) -> tuple[str, str]:
-    part, equals, name = text.partition("=")
-    if not equals or not name:
-        raise UsageError(
-            f"--column {text}: part=name expected, such as user=customer_id.",
-            code="ingest.bad_column",
-        )
-    return part, name
 
 
 def main() -> None:

@@ -38,6 +38,9 @@ TextOption = Annotated[
 PoolingOption = Annotated[
     Literal["mean", "cls"], typer.Option(help="How a text's token vectors become one.")
 ]
+WhitenOption = Annotated[
+    bool, typer.Option("--whiten/--no-whiten", help="Whiten the text vectors before the adaptor.")
+]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.", min=0)]
 RateOption = Annotated[float, typer.Option(help="Learning rate of Adam.")]
 DropoutOption = Annotated[float, typer.Option(help="Inside the transformer.", min=0, max=0.99)]
@@ -61,6 +64,7 @@ def pretrain_command(
     out: Annotated[Path | None, typer.Option(help="By default pretrained/<teacher>.")] = None,
     text: TextOption = _TEXT.model,
     pooling: PoolingOption = _TEXT.pooling,
+    whiten: WhitenOption = True,
     word_drop: Annotated[
         float, typer.Option(help="Share of words dropped in the second view.", min=0.01, max=0.9)
     ] = 0.15,
@@ -86,6 +90,7 @@ def pretrain_command(
             [open_dataset(path, deep=True) for path in data],
             folder,
             text=TextSettings(model=text, pooling=pooling),
+            whiten=whiten,
             word_drop=word_drop,
             augmentation=Augmentation(item_drop_ratio=item_drop),
             architecture={"dropout": dropout, "attention_dropout": dropout},
@@ -120,7 +125,7 @@ def tune_command(
     mode: Annotated[
         Literal["inductive", "transductive"],
         typer.Option(help="Texts alone, or texts and an embedding of each item's id."),
-    ] = "inductive",
+    ] = "transductive",
     freeze_encoder: Annotated[
         bool,
         typer.Option(
@@ -130,6 +135,7 @@ def tune_command(
     ] = False,
     text: TextOption = _TEXT.model,
     pooling: PoolingOption = _TEXT.pooling,
+    whiten: WhitenOption = True,
     vectors: Annotated[
         str | None, typer.Option(help="A vector set of the dataset instead, such as feat1CLS.")
     ] = None,
@@ -157,6 +163,7 @@ def tune_command(
             open_dataset(where, deep=True),
             folder,
             text=TextSettings(model=text, pooling=pooling),
+            whiten=whiten,
             vectors=vectors,
             start=start,
             transductive=mode == "transductive",
@@ -210,7 +217,9 @@ def import_command(
             f"{out}: is already there; choose another --out, or remove it.", code="teacher.exists"
         )
     import_official(file, out)
-    console.say(f"{out}: ready; go on with `kd-teacher tune unisrec --from {out} --text MODEL`.")
+    console.say(
+        f"{out}: ready; go on with `kd-teacher tune unisrec --from {out} --no-whiten --text MODEL`."
+    )
 
 
 def _print(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:

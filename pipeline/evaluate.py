@@ -90,7 +90,7 @@ def rank_histories(
     Args:
         encode: Packed of B histories to [B, D].
         held_out: (users, ends) as `dataset.held_out` gives them.
-        mask_history: the other protocol: items of the history are not ranked.
+        mask_history: the other protocol: items of the whole history, however long, are not ranked.
     """
     users, ends = held_out
     device = items_VD.device
@@ -105,9 +105,13 @@ def rank_histories(
         return np.empty(0, np.int64)
 
     def masked(start: int, stop: int) -> tuple[Tensor, Tensor]:
-        flat, lengths = dataset.histories(users[start:stop], ends[start:stop])
-        rows = np.repeat(np.arange(stop - start), lengths)
-        return torch.from_numpy(rows).to(device), torch.from_numpy(flat.astype(np.int64)).to(device)
+        whole = [
+            dataset.sequence(u)[:e]
+            for u, e in zip(users[start:stop], ends[start:stop], strict=True)
+        ]
+        rows = np.repeat(np.arange(stop - start), [len(one) for one in whole])
+        items = np.concatenate(whole).astype(np.int64)
+        return torch.from_numpy(rows).to(device), torch.from_numpy(items).to(device)
 
     ranks = np.empty(len(users), np.int64)
     ranks[order] = ranks_of_targets(

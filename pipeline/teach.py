@@ -26,6 +26,7 @@ from pipeline.metrics import Metrics, metrics_of_ranks
 from teachers.folder import CONFIG, load_folder, read_config
 from teachers.pretrain import Augmentation, Source
 from teachers.pretrain import pretrain as run_pretraining
+from teachers.prewhitening import whitened
 from teachers.protocol import Teacher
 from teachers.text import TextSettings, item_vectors
 from teachers.trainer import Recipe
@@ -45,6 +46,7 @@ def tune(
     *,
     text: TextSettings,
     vectors: str | None,
+    whiten: bool,
     start: Path | None,
     transductive: bool,
     freeze_encoder: bool,
@@ -57,6 +59,7 @@ def tune(
 
     Args:
         vectors: a vector set of the dataset to use instead of encoding the texts.
+        whiten: whiten the vectors first; must be as it was in pre-training.
         start: folder of a pre-trained UniSRec.
         architecture: what differs from the defaults, or from the pre-trained one's rates.
 
@@ -64,18 +67,17 @@ def tune(
         UsageError: ``teacher.exists`` when `out` holds a finished teacher of other settings.
     """
     origin = "scratch"
-    name, made = (
-        (vectors, read_vectors(dataset, vectors))
-        if vectors
-        else _texts(dataset, text, device, report)
-    )
-    vectors_VW = torch.from_numpy(np.array(made))
+    if vectors:
+        name, raw_VW = vectors, read_vectors(dataset, vectors)
+    else:
+        name, raw_VW = item_vectors(dataset, text, device=device, progress=report)
+    vectors_VW = torch.from_numpy(whitened(raw_VW) if whiten else np.array(raw_VW))
     shape = Architecture(**{"text_width": vectors_VW.shape[1], **architecture})
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     if start is not None:
         weights, config, origin = load_folder(start)
         shape = replace(Architecture(**config["architecture"]), **architecture)
-        _same_text(start, config, name, shape, vectors_VW.shape[1])
+        _same_text(start, config, name, shape, vectors_VW.shape[1], whiten)
     elif freeze_encoder:
         raise UsageError(
             "--freeze-encoder keeps what pre-training learnt; name it with --from.",
@@ -84,6 +86,7 @@ def tune(
     identity = _flat(
         dataset=dataset.digest,
         vectors=name,
+        whiten=whiten,
         start=origin,
         transductive=transductive,
         freeze_encoder=freeze_encoder,
@@ -140,6 +143,7 @@ def pretrain(
     out: Path,
     *,
     text: TextSettings,
+    whiten: bool,
     word_drop: float,
     augmentation: Augmentation,
     architecture: dict[str, Any],
@@ -151,14 +155,19 @@ def pretrain(
     """Pre-train a UniSRec on several source domains into `out`; returns its configuration."""
     sources = []
     for dataset in datasets:
-        _, whole = _texts(dataset, text, device, report)
-        _, dropped = _texts(dataset, replace(text, word_drop=word_drop), device, report)
-        sources.append(Source(dataset, whole, dropped))
+        pair = []
+        for share in (0.0, word_drop):
+            _, vectors_VW = item_vectors(
+                dataset, replace(text, word_drop=share), device=device, progress=report
+            )
+            pair.append(whitened(vectors_VW) if whiten else vectors_VW)
+        sources.append(Source(dataset, *pair))
     width = sources[0].vectors_VW.shape[1]
     shape = Architecture(**{"text_width": width, **architecture})
     identity = _flat(
         datasets=sorted(dataset.digest for dataset in datasets),
         text=asdict(text),
+        whiten=whiten,
         word_drop=word_drop,
         augmentation=asdict(augmentation),
         architecture=asdict(shape),
@@ -186,6 +195,7 @@ def pretrain(
         trained.weights,
         stage="pretrained",
         text=asdict(text),
+        whiten=whiten,
         identity=identity,
         epochs=trained.epochs,
         losses=[record["loss"] for record in trained.history],
@@ -204,7 +214,9 @@ def import_official(file: Path, out: Path) -> dict[str, Any]:
             "which no file says; import the pre-trained checkpoint and run `kd-teacher tune`.",
             code="weights.tuned",
         )
-    save_unisrec(out, UniSRec(OFFICIAL), weights, stage="pretrained", text=None, identity={})
+    save_unisrec(
+        out, UniSRec(OFFICIAL), weights, stage="pretrained", text=None, whiten=False, identity={}
+    )
     return read_config(out)
 
 
@@ -224,19 +236,19 @@ def evaluate_teacher(teacher: Teacher, dataset: Dataset, part: Any) -> tuple[int
     return len(users), metrics_of_ranks(ranks)
 
 
-def _texts(
-    dataset: Dataset, settings: TextSettings, device: str, report: Report
-) -> tuple[str, Any]:
-    return item_vectors(dataset, settings, device=device, progress=report)
-
-
 def _same_text(
-    start: Path, config: dict[str, Any], name: str, shape: Architecture, width: int
+    start: Path, config: dict[str, Any], name: str, shape: Architecture, width: int, whiten: bool
 ) -> None:
     if shape.text_width != width:
         raise StoreError(
             f"{start}: reads text vectors of width {shape.text_width}, {name} has {width}; "
             "encode the texts with the model that it was pre-trained on (--text).",
+            code="tune.other_text",
+        )
+    if config["whiten"] != whiten:
+        raise StoreError(
+            f"{start}: was pre-trained on {'whitened' if config['whiten'] else 'raw'} text vectors; "
+            f"add --{'' if config['whiten'] else 'no-'}whiten.",
             code="tune.other_text",
         )
 
@@ -259,7 +271,7 @@ def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
 
 def _flat(**values: Any) -> dict[str, Any]:
     """Nested settings as one level of JSON values, so that a difference has a name."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
             flat |= {f"{key}.{inner}": one for inner, one in value.items()}

@@ -31,6 +31,7 @@ class TableTeacher:
 
     def __init__(self, name: str = "table", *, width: int = 8, seed: int = 0) -> None:
         self.name = name
+        self.quality: dict[str, float] = {}
         self.digest = f"sha256:{hashlib.sha256(f'{name} {width} {seed}'.encode()).hexdigest()}"
         self._width = width
         self._seed = seed

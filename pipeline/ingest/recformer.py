@@ -99,6 +99,6 @@ def _known(path: Path, raw: Mapping[str, str], number: Any) -> str:
     if str(number) in raw:
         return raw[str(number)]
     raise InputError(
-        f"{path}: {number!r} has no entry in {'umap.json or smap.json'}; the files do not belong together.",
+        f"{path}: {number!r} has no entry in umap.json or smap.json; the files do not belong together.",
         code="ingest.bad_index",
     )

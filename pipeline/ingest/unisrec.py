@@ -164,6 +164,8 @@ def _append_targets(path: Path, sequences: dict[str, list[str]]) -> None:
     errors = RowErrors(path)
     by_user = _prefixes(path)
     cut = max((len(p.history) for rows in by_user.values() for p in rows), default=0)
+    for user in sorted(sequences.keys() - by_user.keys()):
+        errors.add(0, "user_id", f"{user!r} has training rows and no row here; one was expected")
     for user, rows in by_user.items():
         first = rows[0]
         for again in rows[1:]:

@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -245,6 +246,20 @@ def test_chunks_swapped_in_place_are_noticed_at_once(reader):
         file.write(data[stride : 2 * stride] + data[:stride])
     with pytest.raises(StoreError, match="bytes of batch 0 have changed"):
         reader[0]
+
+
+def test_a_prefetching_thread_may_read_beside_the_main_one(reader, monkeypatch):
+    """Few maps, so that each thread drops what the other one holds."""
+    monkeypatch.setattr(reader, "_max_maps", 1)
+    wanted = [reader[index].copy() for index in range(len(reader))]
+
+    def read(order: int) -> bool:
+        dice = np.random.default_rng(order)
+        chosen = [int(index) for index in dice.integers(0, len(reader), 500)]
+        return all(np.array_equal(reader[index], wanted[index]) for index in chosen)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(read, range(4)))
 
 
 def test_mapped_memory_is_bounded(tmp_path):

@@ -43,8 +43,8 @@ def in_child(work: Callable[[], None]) -> int:
 def one_build(path: Path) -> None:
     import pipeline.build
 
-    pipeline.build.HISTORY_BLOCK = 16  # several blocks from a tiny plan
-    build(TableTeacher(), Store.open(path), shard_bytes=400)
+    pipeline.build.HISTORY_BLOCK = 32  # two blocks from a tiny plan
+    build(TableTeacher(), Store.open(path), shard_bytes=600)
 
 
 def counting(kill_at: int, told: Path | None) -> None:

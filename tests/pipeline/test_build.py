@@ -43,7 +43,7 @@ def finished(tmp_path: Path) -> dict[str, str]:
     return tree(store.path)
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -56,7 +56,7 @@ class Interrupted(TableTeacher):
 
     def _count(self, kind: str) -> None:
         if (kind, self.calls[kind]) == self._stop:
-            raise Stopped
+            raise StoppedError
 
     def encode_histories(self, dataset, users, ends):
         self._count("histories")
@@ -91,11 +91,11 @@ def test_an_interrupted_build_never_pays_twice(store, finished):
     blocks = -(-store.plan.num_instances // 16)
     assert blocks >= 2
     first = Interrupted("histories", 1)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         build(first, store, shard_bytes=SMALL_SHARDS)
     per_shard = 7
     second = Interrupted("score", per_shard + 2)  # in the second shard
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         build(second, store, shard_bytes=SMALL_SHARDS)
     assert store.unfinished == ["table"]
     assert store.names == []
@@ -146,7 +146,7 @@ def test_a_finished_set_with_other_settings_is_not_touched(store, change, word):
 
 
 def test_unfinished_work_of_another_teacher_is_refused_by_name(store):
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         build(Interrupted("score", 1), store)
     before = tree(store.path)
     other = TableTeacher(seed=1)
@@ -202,7 +202,7 @@ def _litter(work: Path) -> None:
     ids=["journal", "shard", "histories", "items", "line", "gone", "truncated", "litter"],
 )
 def test_damaged_work_never_reaches_the_set(store, finished, spoil):
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         build(Interrupted("score", 9), store, shard_bytes=SMALL_SHARDS)
     work = store.path / "scores" / ".work-table"
     assert (work / "set/scores.zarr/c.0.0.0").exists()
@@ -212,14 +212,14 @@ def test_damaged_work_never_reaches_the_set(store, finished, spoil):
 
 
 def test_a_journal_torn_anywhere_changes_nothing(store, finished):
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         build(Interrupted("score", 9), store, shard_bytes=SMALL_SHARDS)
     journal = store.path / "scores" / ".work-table" / "journal.jsonl"
     whole = journal.read_bytes()
     ends = [k + 1 for k, byte in enumerate(whole) if byte == ord("\n")]
     for cut in sorted({0, 1, *ends, *(e - 1 for e in ends), *range(3, len(whole), 97)}):
         journal.write_bytes(whole[:cut])
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             build(Interrupted("score", 0), store, shard_bytes=SMALL_SHARDS)
         left = journal.read_bytes()
         assert left == b"" or left.endswith(b"\n")
@@ -256,7 +256,7 @@ def _nan(vectors):
         ("items", lambda v: v[1:], r"items from row 0: float32 of shape \(8, 8\)"),
         ("items", lambda v: v.astype(np.float64), "items from row 0: float64"),
         ("histories", _nan, "histories: row 19 holds nan at 5"),
-        ("histories", lambda v: v[:, 0], r"histories from row 16: float32 of shape \(16,\)"),
+        ("histories", lambda v: v[:, 0], r"histories from row 16: float32 of shape \(\d+,\)"),
     ],
 )
 def test_a_broken_teacher_is_told_by_row(store, where, spoil, words):
@@ -285,26 +285,24 @@ def test_a_full_disk_is_told_and_survived(store, finished, monkeypatch):
         sync(handle)
 
     monkeypatch.setattr(os, "fsync", failing)
-    failures = 0
-    for allowed in range(0, 1000):
-        calls["left"] = allowed % 7 + 3  # a few more files each time
+    told = []
+    for allowed in range(1000):
+        calls["left"] = allowed % 7 + 3  # now at one file, now at another
         try:
             build(TableTeacher(), store, shard_bytes=SMALL_SHARDS)
-        except DiskError as error:
-            failures += 1
-            assert error.exit == 5
-            assert "free some space" in str(error)
-        else:
             break
+        except DiskError as error:
+            told.append(error)
     monkeypatch.setattr(os, "fsync", sync)
-    assert failures > 3
+    assert len(told) > 3
+    assert all(error.exit == 5 and "free some space" in str(error) for error in told)
     build(TableTeacher(), store, shard_bytes=SMALL_SHARDS)
     assert tree(store.path) == finished
 
 
 def test_progress_reaches_its_total_and_counts_earlier_work(store):
     heard: list[tuple[str, int, int]] = []
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         build(Interrupted("score", 9), store, shard_bytes=SMALL_SHARDS)
     build(TableTeacher(), store, shard_bytes=SMALL_SHARDS, progress=lambda *a: heard.append(a))
     scores = [done for stage, done, _ in heard if stage == "scores"]

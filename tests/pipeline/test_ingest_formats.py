@@ -275,6 +275,23 @@ def test_unisrec_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     assert str(caught.value) == f"{valid}:2: item_id_list: does not end the user's sequence so far"
 
 
+def test_unisrec_users_without_a_held_out_row_are_refused(tmp_path: Path) -> None:
+    write_unisrec(tmp_path / "in", {"u": list("abcd"), "v": list("abcd")})
+    test = tmp_path / "in" / "Toys.test.inter"
+    test.write_text("\n".join(test.read_text().splitlines()[:2]) + "\n")
+    with pytest.raises(InputError) as caught:
+        ingest(tmp_path / "in", tmp_path / "out")
+    said = "user_id: '1' has training rows and no row here; one was expected"
+    assert str(caught.value) == f"{test}: {said}"
+
+
+def test_unisrec_pretraining_corpora_have_training_rows_alone(tmp_path: Path) -> None:
+    write_unisrec(tmp_path / "in", {"u": list("abcdef")})
+    for part in ("valid", "test"):
+        (tmp_path / "in" / f"Toys.{part}.inter").unlink()
+    assert sequences(ingest(tmp_path / "in", tmp_path / "out").dataset) == {"u": list("abcd")}
+
+
 def test_unisrec_features_of_another_size_are_refused(tmp_path: Path) -> None:
     write_unisrec(tmp_path / "in", {"u": list("abc")})
     (tmp_path / "in" / "Toys.feat3CLS").write_bytes(bytes(40))

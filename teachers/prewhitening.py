@@ -1,0 +1,29 @@
+"""Whitens text vectors before the adaptor sees them: centred, decorrelated, of one scale.
+
+Sentence encoders put all texts into a narrow cone; cosines then tell items apart by little, and a learned whitening takes
+many epochs to open it (on `scientific` the tuned teacher's validation NDCG@10 rose by a tenth, docs/results.md). Known as
+BERT-whitening (arXiv 2103.15316); here symmetric (ZCA), so that it does not depend on the sign of eigenvectors. Official
+checkpoints were trained on raw vectors: leave it off with them. Costs O(V D^2 + D^3), well below a second for 10^5 items.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["whitened"]
+
+_FLOOR = 0.1  #: of the mean variance: directions that hold next to nothing are not blown up
+_SCALE = 0.5  #: root mean square of the result, about that of the vectors UniSRec was made for
+
+
+def whitened(vectors_VD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """[V, D] vectors whose mean is zero and whose covariance is close to a multiple of the identity."""
+    centred = vectors_VD.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+    scales = 1 / np.sqrt(np.maximum(values, 0) + _FLOOR * values.mean() + np.finfo(float).tiny)
+    out = centred @ (vectors * scales) @ vectors.T
+    out *= _SCALE / max(float(np.sqrt(np.mean(out**2))), np.finfo(float).tiny)
+    result: NDArray[np.float32] = out.astype(np.float32)
+    return result

@@ -1,0 +1,77 @@
+"""The one door for bytes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from cache.atomic import DEBRIS, append_line, put, staging, sweep
+from cache.errors import DiskError, StoreError
+
+
+def test_put_writes_all_pieces_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    put(tmp_path / "new" / "file", b"ab", memoryview(b"cd"))
+    assert (tmp_path / "new" / "file").read_bytes() == b"abcd"
+    assert os.listdir(tmp_path / "new") == ["file"]
+
+
+def test_modes_follow_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        put(tmp_path / "file", b"")
+        with staging(tmp_path / "folder"):
+            pass
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_refusing_disk_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(DiskError, match="run the same command again"):
+        put(tmp_path / "file" / "below", b"")
+
+
+def test_a_failing_write_leaves_the_old_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path / "file", b"old")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskError, match="No space left on device; free some space"):
+        put(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_staging_publishes_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), staging(tmp_path / "out") as folder:
+        (folder / "half").write_bytes(b"x")
+        raise RuntimeError
+    assert os.listdir(tmp_path) == []
+    with staging(tmp_path / "out") as folder:
+        (folder / "whole").write_bytes(b"x")
+        assert not (tmp_path / "out").exists()
+    assert os.listdir(tmp_path / "out") == ["whole"]
+    with pytest.raises(StoreError, match="never overwritten"), staging(tmp_path / "out"):
+        pass
+
+
+def test_sweep_takes_debris_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "a" / f"{DEBRIS}x").mkdir(parents=True)
+    (tmp_path / "a" / f"{DEBRIS}y").write_bytes(b"")
+    (tmp_path / "a" / "kept").write_bytes(b"")
+    sweep(tmp_path)
+    assert os.listdir(tmp_path / "a") == ["kept"]
+
+
+def test_journal_lines(tmp_path: Path) -> None:
+    append_line(tmp_path / "j", b"one")
+    append_line(tmp_path / "j", b"two\n")
+    assert (tmp_path / "j").read_bytes() == b"one\ntwo\n"

@@ -1,0 +1,44 @@
+"""A store written once and kept: whatever is changed in the code, these bytes read back as these values."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import zarr
+
+from cache.errors import StoreError
+from cache.store import Store, describe
+from cache.verify import verify
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+STORE = GOLDEN / "store_v1"
+
+
+def test_the_golden_store_is_sound():
+    assert verify(STORE) == []
+    assert describe(Store.open(STORE)).score_sets[1].quality == {"ndcg@10": 0.0625}
+
+
+@pytest.mark.parametrize(("name", "tau"), [("table", 0.07), ("pairs", 0.5)])
+def test_the_golden_store_gives_the_same_values(name, tau):
+    wanted = np.load(GOLDEN / f"store_v1_{name}.npy", allow_pickle=False)
+    reader = Store.open(STORE).scores(name)
+    assert reader.tau == tau
+    for index in range(len(reader)):
+        rows, width = reader.shape(index)
+        assert np.array_equal(reader[index], wanted[index, :rows, :width])
+    stock = zarr.open_array(STORE / "scores" / name / "scores.zarr", mode="r")[:]
+    assert np.array_equal(stock, wanted, equal_nan=True)
+
+
+def test_a_newer_format_is_refused_politely(tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(STORE, store)
+    manifest = store / "scores" / "table" / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"format":1', b'"format":2'))
+    with pytest.raises(StoreError, match="upgrade") as caught:
+        Store.open(store).scores("table")
+    assert caught.value.code == "store.newer_format"

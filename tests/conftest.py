@@ -1,0 +1,34 @@
+"""What every test may ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow
+import pytest
+import torch
+import zarr
+from hypothesis import settings
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+settings.register_profile("suite", deadline=None, max_examples=50)
+settings.load_profile("suite")
+
+
+def pytest_report_header() -> str:
+    versions = f"torch {torch.__version__}, pyarrow {pyarrow.__version__}, zarr {zarr.__version__}"
+    return f"{versions}, {torch.get_num_threads()} threads"
+
+
+def pytest_configure() -> None:
+    torch.set_num_threads(1)  # tiny tensors; and the same sums everywhere
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real data sets, or a skip where it is not beside the checkout."""
+    folder = SHARED / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real data in {folder}")
+    return folder

@@ -1,0 +1,47 @@
+"""Writes the golden store of format 1 anew: `python tests/golden/make.py`. Only a new format number needs that.
+
+The store must stay readable by every later version; beside it lie the values that it must give.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from cache.store import Store
+from pipeline.build import build
+from tests.fakes import PairTeacher, TableTeacher, tiny_store
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = tiny_store(Path(folder) / "store", users=8, items=7)
+        build(TableTeacher("table"), store, shard_bytes=300, quality={"ndcg@10": 0.0625})
+        build(PairTeacher("pairs"), store, tau=0.5)
+        target = HERE / "store_v1"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(store.path, target)
+    for name in Store.open(target).names:
+        np.save(HERE / f"store_v1_{name}.npy", values(Store.open(target), name))
+
+
+def values(store: Store, name: str) -> np.ndarray:
+    """[batches, T, C] with NaN beyond each batch."""
+    reader = store.scores(name)
+    whole = np.full((len(reader), store.plan.batch_size, store.plan.num_columns), np.nan, "<f2")
+    for index in range(len(reader)):
+        rows, width = reader.shape(index)
+        whole[index, :rows, :width] = reader[index]
+    return whole
+
+
+if __name__ == "__main__":
+    main()
