@@ -17,10 +17,11 @@ from cache.store import Store
 from pipeline import console
 from pipeline.config import find_store
 from pipeline.evaluate import rank_histories
-from pipeline.fit import Run, fit, join_settings, load_student
+from pipeline.fit import Run, fit, load_student
 from pipeline.metrics import CUTOFFS, gains, metrics_of_ranks, paired_p_value
 from student.loop import RunState, TrainSettings
 from student.sasrec import SASRecConfig
+from student.targets import join_settings
 
 app = typer.Typer(
     name="kd-student",

@@ -30,9 +30,8 @@ from pipeline.evaluate import rank_histories
 from pipeline.metrics import Metrics, metrics_of_ranks
 from student.loop import RunState, TrainSettings, make_optimizer, train
 from student.sasrec import SASRec, SASRecConfig
-from student.targets import JoinSettings
 
-__all__ = ["Run", "Watch", "fit", "join_settings", "load_student"]
+__all__ = ["Run", "Watch", "fit", "load_student"]
 
 Watch = Callable[[RunState, float], None]
 """watch(state after an epoch, instances a second in it)."""
@@ -58,42 +57,6 @@ class Run:
         """Recall and NDCG on the test items."""
         metrics: Metrics = self.record["test"]
         return metrics
-
-
-def join_settings(
-    readers: Sequence[ScoreReader],
-    *,
-    tau: float | None = None,
-    weights: Mapping[str, float] | None = None,
-    **rest: Any,
-) -> JoinSettings:
-    """How to join these teachers; weights are proportional to their validation NDCG@10 unless given.
-
-    Raises:
-        UsageError: weights for other teachers than these, or stores at different tau and none chosen.
-    """
-    names = [reader.name for reader in readers]
-    taus = {reader.tau for reader in readers}
-    if tau is None and len(taus) > 1:
-        raise UsageError(
-            f"the score sets have different temperatures {sorted(taus)}; choose one with --tau.",
-            code="fit.mixed_tau",
-        )
-    if weights and set(weights) != set(names):
-        raise UsageError(
-            f"--weights names {sorted(weights)}, the store's teachers are {sorted(names)}.",
-            code="fit.bad_weights",
-        )
-    raw = [
-        weights[name] if weights else (reader.quality or 0.0)
-        for name, reader in zip(names, readers, strict=True)
-    ]
-    if not weights and not all(raw):  # some teacher came without a measured quality
-        raw = [1.0] * len(readers)
-    if min(raw) < 0 or not sum(raw) > 0:
-        raise UsageError("--weights must not be negative and not all zero.", code="fit.bad_weights")
-    shares = tuple(value / sum(raw) for value in raw)
-    return JoinSettings(tau=tau or taus.pop(), weights=shares, **rest)
 
 
 def fit(

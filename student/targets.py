@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cache.dataset import Dataset
-from cache.errors import StoreError
+from cache.errors import StoreError, UsageError
 from cache.plan import Batch, Plan
 from encoder.packed import Packed
 from student.consistency import Consistency, join, retemper
 
-__all__ = ["JoinSettings", "Prepared", "Scores", "Target", "prepared", "target_of"]
+__all__ = ["JoinSettings", "Prepared", "Scores", "Target", "join_settings", "prepared", "target_of"]
 
 _FLOOR = 1e-8
 
@@ -39,6 +39,10 @@ class Scores(Protocol):
     @property
     def tau(self) -> float:
         """Temperature that the stored log-probabilities have."""
+
+    @property
+    def quality(self) -> float | None:
+        """The teacher's validation NDCG@10, where it is known."""
 
     def __getitem__(self, index: int, /) -> NDArray[np.float16]:
         """[T, C] of batch `index`."""
@@ -72,6 +76,46 @@ class Prepared:
     columns_T: Tensor  #: column of each slot's target
     rows_T: Tensor  #: item row of each slot's target
     target: Target | None  #: None without teachers
+
+
+def join_settings(
+    readers: Sequence[Scores],
+    *,
+    tau: float | None = None,
+    weights: Mapping[str, float] | None = None,
+    consistency: Consistency = "pair",
+    epsilon: float | str = "0.8q",
+) -> JoinSettings:
+    """How to join these teachers.
+
+    Args:
+        tau: temperature; the stores' own by default.
+        weights: by teacher; by default proportional to each one's validation NDCG@10, equal where one is unknown.
+
+    Raises:
+        UsageError: weights for other teachers than these, or stores of different tau and none chosen.
+    """
+    names = [reader.name for reader in readers]
+    taus = {reader.tau for reader in readers}
+    if tau is None and len(taus) > 1:
+        raise UsageError(
+            f"the score sets have different temperatures {sorted(taus)}; choose one with --tau.",
+            code="fit.mixed_tau",
+        )
+    if weights and set(weights) != set(names):
+        raise UsageError(
+            f"weights are given for {sorted(weights)}, the teachers are {sorted(names)}.",
+            code="fit.bad_weights",
+        )
+    raw = [weights[r.name] if weights else (r.quality or 0.0) for r in readers]
+    if not weights and not all(raw):
+        raw = [1.0] * len(readers)
+    if min(raw) < 0 or not sum(raw) > 0:
+        raise UsageError("weights must not be negative and not all zero.", code="fit.bad_weights")
+    shares = tuple(value / sum(raw) for value in raw)
+    return JoinSettings(
+        tau=tau or taus.pop(), weights=shares, consistency=consistency, epsilon=epsilon
+    )
 
 
 def target_of(readers: Sequence[Scores], index: int, settings: JoinSettings) -> Target:
