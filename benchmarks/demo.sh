@@ -5,10 +5,16 @@ folder=${1:-demo}
 rm -rf "$folder"
 mkdir -p "$folder"
 cd "$folder"
-kd-cache sample --out rows
-kd-cache ingest rows --out data/sample
-kd-cache plan --data data/sample
-kd-teacher tune unisrec --data data/sample
-kd-cache build --teacher unisrec
-kd-cache show
-kd-student fit --cache cache/sample --compare
+
+run() {
+    printf '\n$ %s\n' "$*"
+    "$@"
+}
+
+run kd-cache sample --out rows
+run kd-cache ingest rows --out data/sample
+run kd-cache plan --data data/sample
+run kd-teacher tune unisrec --data data/sample
+run kd-cache build --teacher unisrec
+run kd-cache show
+run kd-student fit --cache cache/sample --compare

@@ -18,7 +18,16 @@ from pathlib import Path
 from cache.digest import Bytes
 from cache.errors import DiskError, StoreError
 
-__all__ = ["DEBRIS", "append_line", "disk_errors", "put", "staging", "sweep", "sync_folder"]
+__all__ = [
+    "DEBRIS",
+    "append_line",
+    "check_writable",
+    "disk_errors",
+    "put",
+    "staging",
+    "sweep",
+    "sync_folder",
+]
 
 DEBRIS = ".partial-"
 
@@ -38,6 +47,20 @@ def disk_errors(path: Path) -> Iterator[None]:
         )
         cause = error.strerror or type(error).__name__
         raise DiskError(f"{path}: {cause}; {remedy}.", code="disk.refused") from error
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that can neither be written to nor made, before hours of work go into it; changes nothing.
+
+    Raises:
+        DiskError: ``disk.refused``.
+    """
+    with disk_errors(folder):
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def sync_folder(folder: Path) -> None:
@@ -100,6 +123,7 @@ def staging(target: Path) -> Iterator[Path]:
             "choose another name or remove it first.",
             code="store.exists",
         )
+    check_writable(target.parent)
     with disk_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f"{DEBRIS}{target.name}-", dir=target.parent))

@@ -25,6 +25,12 @@ __all__ = ["FORMAT", "MANIFEST", "Entry", "Manifest", "check_part", "read_manife
 MANIFEST = "manifest.json"
 FORMAT = 1
 
+_MAKERS = {
+    "dataset": "`kd-cache ingest`",
+    "plan": "`kd-cache plan`",
+    "scores": "`kd-cache build`",
+    "vectors": "`kd-teacher tune`",
+}
 _MAX_BYTES = 64 << 20
 _KEYS = {"format", "kind", "parents", "settings", "counts", "files"}
 _DIGEST_LENGTH = len("sha256:") + 64
@@ -111,7 +117,8 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     except FileNotFoundError:
         what = "is not there" if not folder.exists() else "has no manifest.json, it is unfinished"
         raise StoreError(
-            f"{folder}: the {kind} part {what}; run the command that writes it (again).",
+            f"{folder}: the {kind} part {what}; check the path, or run {_MAKERS.get(kind, 'the command')} "
+            "(again), which writes it.",
             code="store.unfinished",
         ) from None
     manifest = _parse(data, path)

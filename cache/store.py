@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from cache.atomic import disk_errors, staging
 from cache.dataset import Dataset, copy_part, open_dataset
-from cache.errors import StoreError
+from cache.errors import StoreError, UsageError
 from cache.manifest import MANIFEST, Manifest, check_part, read_manifest
 from cache.paths import check_name
 from cache.plan import Plan, open_plan
@@ -107,8 +107,23 @@ class Store:
         return sorted(p.name.removeprefix(".work-") for p in (self.path / SCORES).glob(".work-*"))
 
     def folder(self, name: str) -> Path:
-        """Where the score set `name` lies, or would."""
-        return self.path / SCORES / check_name(name, where=str(self.path / SCORES))
+        """Where the score set `name` lies, or would.
+
+        Raises:
+            UsageError: ``scores.bad_name``.
+        """
+        folder = self.path / SCORES
+        try:
+            plain = check_name(name, where=str(folder))
+        except StoreError:
+            plain = ""
+        if not plain or "/" in plain or plain.startswith("."):
+            raise UsageError(
+                f"{name!r} cannot be the name of a score set; letters, digits and _ . @ + = - were "
+                "expected, and no dot in front.",
+                code="scores.bad_name",
+            )
+        return folder / plain
 
     def scores(self, name: str) -> ScoreReader:
         """Open the score set `name`.

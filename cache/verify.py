@@ -43,10 +43,9 @@ def verify(path: Path, *, deep: bool = True, progress: Progress | None = None) -
         deep: hash every byte; otherwise names and sizes only.
         progress: called as bytes are hashed.
     """
-    if not path.is_dir():
-        return [
-            StoreError(f"{path}: is not there; check the path.", code="store.missing"),
-        ]
+    if not any((path / part).exists() for part in (DATASET, PLAN, SCORES)):
+        what = "is not a store" if path.exists() else "is not there"
+        return [StoreError(f"{path}: {what}; check the path.", code="store.missing")]
     found: list[CkdError] = list(_strangers(path, {DATASET, PLAN, SCORES}))
     parts: list[tuple[Path, Manifest]] = []
     for folder, kind in _parts(path, found):

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["Packed", "Tiles"]
+__all__ = ["Packed", "Tiles", "sent"]
 
 _WIDTHS = (16, 32)  # longer histories: one to a tile, as wide as the longest
 
@@ -58,10 +58,11 @@ class Packed:
             ValueError: an empty history, or lengths that do not sum to N.
         """
         sizes = lengths.astype(np.int64)
-        if len(sizes) and (sizes.min() < 1 or sizes.sum() != len(flat)):
+        shortest = int(sizes.min(initial=len(flat) + 1))
+        if shortest < 1 or sizes.sum() != len(flat):
             raise ValueError(
                 f"lengths of at least 1 that sum to {len(flat)} expected, "
-                f"found a shortest of {sizes.min()} and a sum of {sizes.sum()}"
+                f"found a shortest of {shortest} and a sum of {sizes.sum()}"
             )
         ends = np.cumsum(sizes)
         starts = ends - sizes
@@ -122,8 +123,12 @@ def _tile(
     return tokens, places, mask[:, None]
 
 
-def _to(values: NDArray[Any], device: torch.device | str) -> Tensor:
-    tensor = torch.from_numpy(np.ascontiguousarray(values))
-    if torch.device(device).type == "cuda":
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor of the processor's on `device`; to a GPU the copy runs beside whatever runs there."""
+    if torch.device(device).type == "cuda":  # elsewhere there is no pinned memory
         return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor
+    return tensor.to(device)
+
+
+def _to(values: NDArray[Any], device: torch.device | str) -> Tensor:
+    return sent(torch.from_numpy(np.ascontiguousarray(values)), device)

@@ -15,7 +15,7 @@ import io
 import mmap
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -24,21 +24,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.atomic import append_line, disk_errors
-from cache.dataset import Dataset
+from cache.dataset import Dataset, Ints
 from cache.digest import canonical_json
 from cache.errors import StoreError, TeacherError
 from cache.layout import SHARD_BYTES, Layout
 from cache.manifest import Manifest, read_manifest
-from cache.plan import Batch, Plan
-from cache.score_writer import TAU, ScoreWriter, clear_work, score_settings
+from cache.plan import Batch, Plan, PlannedBatch, first_appearance
+from cache.score_writer import TAU, ScoreWriter, clear_work, log_softmax, score_settings
 from cache.store import Store
 
 if TYPE_CHECKING:
     from teachers.protocol import Teacher
 
-__all__ = ["HISTORY_BLOCK", "Progress", "build", "estimate", "scorer"]
+__all__ = ["HISTORY_BLOCK", "Progress", "build", "estimate", "estimate_seconds", "scorer"]
 
 HISTORY_BLOCK = 4096  #: instances encoded and kept together; decides the bits, so it is a setting
+
+_PROBE_RUNS, _PROBE_RUN, _PROBE_BATCHES = 8, 128, 4
 
 
 class Progress(Protocol):
@@ -103,6 +105,57 @@ def build(
 def estimate(plan: Plan) -> int:
     """Bytes that one teacher's scores over `plan` will take on disk, all but a few kilobytes."""
     return sum(Layout.of(plan).sizes().values())
+
+
+def estimate_seconds(
+    teacher: Teacher,
+    dataset: Dataset,
+    instances: tuple[Ints, Ints],
+    batches: Sequence[PlannedBatch],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
+    """Seconds that `teacher` would take for a plan, from a sample of at most 1,024 instances and four batches.
+
+    The sample is 8 runs of neighbours, spread evenly, since a teacher may encode a user's prefixes together. Items are
+    encoded in full. The disk has no part in it.
+
+    Args:
+        instances: (users, ends) of the plan.
+        batches: the plan's.
+        clock: seconds, from any moment on.
+    """
+    users, ends = instances
+    sample = np.concatenate(
+        [
+            np.arange(first, min(first + _PROBE_RUN, len(users)))
+            for first in _spread(len(users) // _PROBE_RUN, _PROBE_RUNS) * _PROBE_RUN
+        ]
+    )
+    began = clock()
+    items_VD = teacher.encode_items(dataset)
+    seconds = clock() - began
+    few = sample[: len(sample) // 8 + 1]
+    teacher.encode_histories(dataset, users[few], ends[few])  # the first call pays for much else
+    began = clock()
+    users_TD = teacher.encode_histories(dataset, users[sample], ends[sample])
+    # histories that are no vectors are encoded for each batch anew
+    asked = len(users) if teacher.factorises else sum(len(b.instances) for b in batches)
+    seconds += (clock() - began) * asked / len(sample)
+    targets = dataset.targets(users, ends)
+    chosen = _spread(len(batches), _PROBE_BATCHES)
+    began = clock()
+    for number in chosen:
+        columns = targets[batches[number].instances]
+        rows = np.resize(np.arange(len(sample)), len(columns))
+        log_softmax(teacher.score(users_TD[rows], items_VD[first_appearance(columns)[0]]), TAU)
+    return seconds + (clock() - began) * len(batches) / len(chosen)
+
+
+def _spread(count: int, most: int) -> NDArray[np.int64]:
+    """At most `most` of 0..count-1 at equal distances, and at least one."""
+    take = max(min(count, most), 1)
+    return (np.arange(take) * 2 + 1) * count // (2 * take)
 
 
 def scorer(teacher: Teacher, dataset: Dataset) -> Callable[[Batch], NDArray[np.float32]]:

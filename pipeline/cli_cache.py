@@ -1,26 +1,32 @@
-"""`kd-cache ingest | plan | build | show | verify`: stage one and the store, from the command line. Thin."""
+"""`kd-cache ingest | sample | plan | build | show | verify`: stage one and the store, from the command line. Thin.
+
+Torch is imported only where a teacher is asked, so that the other commands answer at once.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cache.dataset import InstanceKind, open_dataset
+from cache.dataset import Dataset, InstanceKind, open_dataset
 from cache.errors import StoreError, UsageError
 from cache.plan import Plan
 from cache.score_writer import TAU
 from cache.store import Store, describe
 from cache.verify import compare, verify
 from pipeline import console
-from pipeline.build import build, scorer
-from pipeline.config import find_dataset, find_store, tuned_folder
-from pipeline.curriculum import PlanSettings, Popularity, estimate, make_plan
+from pipeline.build import build, estimate_seconds, scorer
+from pipeline.config import check_finite, find_dataset, find_store, tuned_folder
+from pipeline.curriculum import PlanSettings, Popularity, estimate, make_plan, planned
 from pipeline.ingest import FORMATS, ingest
+from pipeline.ingest.freeze import Ingested
 from pipeline.sample import write_sample
-from teachers.registry import load_teacher
+
+if TYPE_CHECKING:
+    from teachers.protocol import Teacher
 
 app = typer.Typer(
     name="kd-cache",
@@ -37,7 +43,7 @@ CacheOption = Annotated[
 ]
 
 
-@app.command("ingest")
+@app.command("ingest", short_help="Freeze interactions and item texts.")
 def ingest_command(
     source: Annotated[Path, typer.Argument(help="A file or folder of interactions.")],
     out: Annotated[Path, typer.Option(help="Where the dataset goes, such as data/toys.")],
@@ -84,27 +90,24 @@ def ingest_command(
         max_length=max_length,
         anonymise=anonymise,
     )
-    counts = asdict(result.counts)
-    console.table(
-        f"{out}: {result.format}, {result.k_core}-core, {result.dataset.digest[:19]}",
-        ["", "count"],
-        [[name.replace("_", " "), f"{value:,}"] for name, value in counts.items()],
-    )
+    _tell_ingested(out, result)
+    console.hint(f"kd-cache plan --data {out}")
 
 
-@app.command()
+@app.command(short_help="Write a small generated shop to try things on.")
 def sample(
     out: Annotated[Path, typer.Option(help="Folder for the two Parquet files.")],
     users: Annotated[int, typer.Option(help="How many shoppers.", min=50)] = 3000,
-    items: Annotated[int, typer.Option(help="How many products.", min=50)] = 1600,
+    items: Annotated[int, typer.Option(help="How many products.", min=96)] = 1600,
     seed: Annotated[int, typer.Option(help="Of the generator.", min=0)] = 7,
 ) -> None:
     """Write a generated shop whose texts tell something of what is bought next."""
     write_sample(out, users=users, items=items, seed=seed)
-    console.say(f"{out}: {users:,} users, {items:,} items; go on with `kd-cache ingest {out}`.")
+    console.say(f"{out}: a generated shop of {users:,} users and {items:,} items")
+    console.hint(f"kd-cache ingest {out} --out data/{out.resolve().name}")
 
 
-@app.command()
+@app.command(short_help="Fix the batches and open a store for teachers' scores.")
 def plan(
     data: Annotated[
         Path | None, typer.Option(help="The dataset; by default the only one in data/.")
@@ -124,12 +127,22 @@ def plan(
     popularity: Annotated[
         Popularity, typer.Option(help="pop() of eq. 1: count / max, its log, share, or raw count.")
     ] = _PLAN.popularity,
-    seed: Annotated[int, typer.Option(help="Of the shuffles.")] = _PLAN.seed,
+    seed: Annotated[int, typer.Option(help="Of the shuffles.", min=0, max=2**31 - 1)] = _PLAN.seed,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what it would cost, write nothing.")
     ] = False,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help="With --dry-run: a tuned teacher, to tell how long asking it takes."),
+    ] = None,
 ) -> None:
     """Fix which instances meet in which batch, and open a store for what teachers say."""
+    if teacher and not dry_run:
+        raise UsageError(
+            "--teacher only tells what asking would cost; add --dry-run, or leave it away.",
+            code="plan.unused_teacher",
+        )
+    check_finite(alpha=alpha)
     where = find_dataset(data, "kd-cache plan")
     dataset = open_dataset(where, deep=True)
     settings = PlanSettings(
@@ -141,32 +154,42 @@ def plan(
         popularity=popularity,
         seed=seed,
     )
-    cost = estimate(dataset, settings)
     target = cache or Path("cache") / where.resolve().name
+    asked = _teacher(teacher, target) if teacher else None
+    if not dry_run and _is_planned(target, dataset, settings):
+        console.say(f"{target}: is there already, with this dataset and this very plan")
+        return
+    cost = estimate(dataset, settings)
+    time = "unknown; add --teacher NAME once one is tuned"
+    if asked is not None:
+        seconds = estimate_seconds(asked, dataset, *planned(dataset, settings))
+        time = f"about {console.duration(max(seconds, 1))} on this machine ({asked.name})"
+    if not dry_run:
+
+        def write(folder: Path, inside: Dataset) -> Plan:
+            return make_plan(folder, inside, settings)
+
+        Store.create(target, dataset, write)
     console.table(
-        f"{target}{' (dry run)' if dry_run else ''}",
+        f"{target}{', dry run: nothing was written' if dry_run else ''}",
         ["", "value"],
         [
             ["users", f"{dataset.num_users:,}"],
             ["items", f"{dataset.num_items:,}"],
             ["instances", f"{cost.instances:,}"],
-            [
-                "batches",
-                f"{cost.batches:,} (curriculum in {buckets} buckets, {rounds} standard round(s))",
-            ],
+            ["batches", f"{cost.batches:,} of up to {batch_size:,} instances"],
+            ["curriculum", f"{console.count(buckets, 'bucket')}, easiest first"],
+            ["then", console.count(rounds, "standard round")],
             ["distinct targets a batch", f"up to {cost.columns:,}"],
             ["disk per teacher", console.size(cost.bytes_per_teacher)],
+            *([["time per teacher", time]] if dry_run else []),
         ],
     )
     if not dry_run:
-
-        def write(folder: Path, inside: object) -> Plan:
-            return make_plan(folder, dataset, settings)
-
-        Store.create(target, dataset, write)
+        console.hint(f"kd-teacher tune unisrec --data {where}")
 
 
-@app.command("build")
+@app.command("build", short_help="Ask a teacher once and keep its scores.")
 def build_command(
     teacher: Annotated[
         str, typer.Option(help="A tuned teacher: its name, or the folder it lies in.")
@@ -179,7 +202,9 @@ def build_command(
 ) -> None:
     """Ask a teacher about every batch, once, and keep the scores in the store."""
     store = Store.open(find_store(cache, "kd-cache build"))
-    asked = load_teacher(tuned_folder(teacher, store.path))
+    asked = _teacher(teacher, store.path)
+    folder = store.folder(name or asked.name)
+    known = folder.exists()
     with console.progress(f"{store.path}: {asked.name}") as report:
         manifest = build(
             asked,
@@ -189,48 +214,56 @@ def build_command(
             quality=asked.quality,
             progress=lambda stage, done, total: report(done, total, stage),
         )
-    size = sum(entry.size for entry in manifest.files)
-    console.say(
-        f"{store.folder(name or asked.name)}: {len(store.plan):,} batches, {console.size(size)}, "
-        f"{manifest.digest[:19]}"
-    )
+    size = console.size(sum(entry.size for entry in manifest.files))
+    what = f"{console.count(len(store.plan), 'batch', 'batches')}, {size}, {manifest.digest[:19]}"
+    console.say(f"{folder}: {what}{', built before' if known else ''}")
+    console.hint(f"kd-student fit --cache {store.path} --compare")
 
 
-@app.command()
+@app.command(short_help="Print what a store holds.")
 def show(cache: CacheOption = None) -> None:
-    """Print what a store holds."""
+    """Print what a store holds: counts, sizes and digests of its parts."""
     about = describe(Store.open(find_store(cache, "kd-cache show")))
     counts = {**about.dataset.counts, **about.plan.counts}
+    settings = about.plan.settings
     console.table(
         f"{about.path}",
         ["", "value"],
         [
-            *([name, f"{value:,}"] for name, value in counts.items()),
+            *([name, f"{counts[name]:,}"] for name in ("users", "items", "interactions")),
+            *([name, f"{counts[name]:,}"] for name in ("instances", "batches")),
+            ["batch size", f"{settings['batch_size']:,}"],
+            ["distinct targets a batch", f"up to {counts['columns']:,}"],
+            ["curriculum", console.count(settings["buckets"], "bucket")],
+            ["then", console.count(settings["rounds"], "standard round")],
             ["dataset", f"{console.size(about.dataset_bytes)}, {about.dataset.digest[:19]}"],
             ["plan", f"{console.size(about.plan_bytes)}, {about.plan.digest[:19]}"],
         ],
     )
-    per_instance = max(about.plan.counts["instances"], 1)
-    console.table(
-        "score sets",
-        ["name", "tau", "valid ndcg@10", "size", "bytes an instance", "digest"],
-        [
+    per_instance = max(counts["instances"], 1)
+    if about.score_sets:
+        console.table(
+            f"{about.path}/scores",
+            ["name", "tau", "valid ndcg@10", "size", "an instance", "sha256"],
             [
-                one.name,
-                f"{one.tau:g}",
-                f"{one.quality['ndcg@10']:.4f}" if "ndcg@10" in one.quality else "unknown",
-                console.size(one.bytes),
-                f"{one.bytes / per_instance:,.0f}",
-                one.digest[:19],
-            ]
-            for one in about.score_sets
-        ],
-    )
+                [
+                    one.name,
+                    f"{one.tau:g}",
+                    f"{one.quality['ndcg@10']:.4f}" if "ndcg@10" in one.quality else "unknown",
+                    console.size(one.bytes),
+                    console.size(one.bytes / per_instance),
+                    one.digest.removeprefix("sha256:")[:12],
+                ]
+                for one in about.score_sets
+            ],
+        )
+    else:
+        console.say("scores: none yet; `kd-cache build --teacher unisrec` asks a tuned teacher")
     for name in about.unfinished:
-        console.say(f"{name}: unfinished; `kd-cache build --teacher {name}` goes on.")
+        console.say(f"{name}: unfinished; the `kd-cache build` that began it goes on from there")
 
 
-@app.command("verify")
+@app.command("verify", short_help="Hash every byte and name what has changed.")
 def verify_command(
     cache: CacheOption = None,
     sample: Annotated[
@@ -238,6 +271,9 @@ def verify_command(
     ] = 0,
     teacher: Annotated[
         str | None, typer.Option(help="The tuned teacher that --sample asks.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Its score set; by default the teacher's name.")
     ] = None,
 ) -> None:
     """Hash every byte of a store and name whatever has changed, is missing or does not belong."""
@@ -247,18 +283,81 @@ def verify_command(
             "--sample and --teacher belong together; give both or neither.",
             code="verify.half_sample",
         )
+    if name and not teacher:
+        raise UsageError(
+            "--name says which scores --teacher is asked about; give --teacher and --sample too.",
+            code="verify.half_sample",
+        )
     with console.progress(f"{path}: hashing") as report:
         found = verify(path, progress=lambda done, total: report(done, total, ""))
     if not found and teacher:
         store = Store.open(path, deep=False)
-        asked = load_teacher(tuned_folder(teacher, path))
-        found += compare(store, asked.name, scorer(asked, store.dataset), sample=sample)
+        asked = _teacher(teacher, path)
+        found += compare(store, name or asked.name, scorer(asked, store.dataset), sample=sample)
+    if len(found) == 1:
+        raise found[0]
     for finding in found:
         console.note(f"kd-cache verify: {finding}  [{finding.code}]")
     if found:
-        raise StoreError(f"{path}: {len(found)} finding(s), listed above.", code="store.damaged")
-    again = f", {sample} batch(es) of {teacher} asked again" if teacher else ""
-    console.say(f"{path}: sound; every byte hashed{again}.")
+        raise StoreError(
+            f"{path}: {console.count(len(found), 'finding')}, listed above.", code="store.damaged"
+        )
+    again = ""
+    if teacher:
+        batches = console.count(min(sample, len(store.plan)), "batch", "batches")
+        again = f", {batches} of {teacher} asked again"
+    console.say(f"{path}: sound; every byte hashed{again}")
+
+
+def _teacher(name: str, store: Path) -> Teacher:
+    from teachers.registry import load_teacher
+
+    return load_teacher(tuned_folder(name, store))
+
+
+def _is_planned(target: Path, dataset: Dataset, settings: PlanSettings) -> bool:
+    """Whether `target` is the store that would be made.
+
+    Raises:
+        StoreError: ``store.exists`` when another one is there, naming what differs.
+    """
+    if not (target / "plan").is_dir():
+        return False
+    store = Store.open(target)
+    found = {"dataset": store.dataset.digest, **store.plan.manifest.settings}
+    wanted = {"dataset": dataset.digest, **asdict(settings)}
+    for key in sorted(found.keys() | wanted.keys()):
+        if found.get(key) != wanted.get(key):
+            raise StoreError(
+                f"{target}: is there already with {key} {found.get(key)}, this one would have "
+                f"{wanted.get(key)}; choose another --cache, or remove it.",
+                code="store.exists",
+            )
+    return True
+
+
+def _tell_ingested(out: Path, result: Ingested) -> None:
+    counts = result.counts
+    core = f"by the {result.k_core}-core"
+    dropped = [
+        (counts.unlisted, "of items without metadata"),
+        (counts.duplicates, "duplicates"),
+        (counts.interactions_before - counts.interactions, core),
+    ]
+    told = [f"{number:,} {what}" for number, what in dropped if number]
+    if counts.items_without_text:
+        told.append(f"{console.count(counts.items_without_text, 'item')} kept without a text")
+    features = f", item vectors {', '.join(result.features)}" if result.features else ""
+    console.table(
+        f"{out}: from {result.format}{features}, {result.dataset.digest[:19]}",
+        ["", "read", "kept"],
+        [
+            ["interactions", f"{counts.rows:,}", f"{counts.interactions:,}"],
+            ["users", f"{counts.users_before:,}", f"{counts.users:,}"],
+            ["items", f"{counts.items_before:,}", f"{counts.items:,}"],
+        ],
+        caption=f"interactions dropped: {', '.join(told)}" if told else "",
+    )
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +17,9 @@ from cache.errors import UsageError
 from cache.scores import ScoreReader
 from cache.store import Store
 from pipeline import console
-from pipeline.config import find_store
+from pipeline.config import check_finite, find_store
 from pipeline.evaluate import rank_histories
-from pipeline.fit import Run, fit, load_student
+from pipeline.fit import Run, fit, load_student, standing
 from pipeline.metrics import CUTOFFS, gains, metrics_of_ranks, paired_p_value
 from student.loop import RunState, TrainSettings
 from student.sasrec import SASRecConfig
@@ -34,13 +36,14 @@ app = typer.Typer(
 _METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS]
 _DEFAULT = TrainSettings()
 _SIZES = SASRecConfig()
+_SEED = 2**31 - 1
 
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="The store; by default the only one in cache/.")
 ]
 
 
-@app.command("fit")
+@app.command("fit", short_help="Train a student, its base, or both.")
 def fit_command(
     cache: CacheOption = None,
     out: Annotated[
@@ -55,7 +58,7 @@ def fit_command(
     compare: Annotated[
         bool, typer.Option("--compare", help="Train base and student alike and print the table.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="First seed.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="First seed.", min=0, max=_SEED)] = 0,
     seeds: Annotated[int, typer.Option(help="How many seeds, one run each.", min=1)] = 1,
     kd_weight: Annotated[
         float, typer.Option(help="Lambda of eq. 10, the weight of the teachers' part.", min=0)
@@ -93,8 +96,10 @@ def fit_command(
     patience: Annotated[
         int, typer.Option(help="Epochs without better validation NDCG@10, then stop.", min=1)
     ] = _DEFAULT.patience,
-    learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = _DEFAULT.learning_rate,
-    weight_decay: Annotated[float, typer.Option(help="L2 inside Adam.")] = _DEFAULT.weight_decay,
+    learning_rate: Annotated[float, typer.Option(help="Of Adam.", min=0)] = _DEFAULT.learning_rate,
+    weight_decay: Annotated[
+        float, typer.Option(help="L2 inside Adam.", min=0)
+    ] = _DEFAULT.weight_decay,
     hidden: Annotated[int, typer.Option(help="Width of the student.", min=1)] = _SIZES.hidden,
     layers: Annotated[int, typer.Option(help="Blocks of the student.", min=1)] = _SIZES.layers,
     heads: Annotated[int, typer.Option(help="Attention heads.", min=1)] = _SIZES.heads,
@@ -108,16 +113,29 @@ def fit_command(
     ] = None,
 ) -> None:
     """Train SASRec from a store: the student, its base (--no-distill), or both (--compare)."""
-    if threads:
-        torch.set_num_threads(threads)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    store = Store.open(find_store(cache, "kd-student fit"))
-    root = out or Path("runs") / store.path.resolve().name
-    config = SASRecConfig(hidden=hidden, layers=layers, heads=heads, inner=inner, dropout=dropout)
+    check_finite(
+        kd_weight=kd_weight,
+        tau=tau,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        dropout=dropout,
+    )
     if hidden % heads:
         raise UsageError(
             f"--hidden {hidden} is not a multiple of --heads {heads}.", code="fit.bad_sizes"
         )
+    if compare and not distill:
+        raise UsageError(
+            "--compare trains the base and the student, --no-distill the base alone; leave one away.",
+            code="fit.nothing_to_compare",
+        )
+    shares, tolerated = _weights(weights), _epsilon(epsilon)
+    device = _device(device)
+    if threads:
+        torch.set_num_threads(threads)
+    store = Store.open(find_store(cache, "kd-student fit"))
+    root = out or Path("runs") / store.path.resolve().name
+    config = SASRecConfig(hidden=hidden, layers=layers, heads=heads, inner=inner, dropout=dropout)
     base = TrainSettings(
         kd_weight=kd_weight,
         kl=kl,
@@ -134,33 +152,35 @@ def fit_command(
     if compare or not distill:
         kinds.append(("base", (), replace(base, join=None)))
     if distill:
-        names = teacher or store.names
+        names = list(dict.fromkeys(teacher or store.names))
         if not names:
             raise UsageError(
-                f"{store.path}: holds no teacher's scores; run `kd-cache build --teacher unisrec`, "
-                "or train the base with --no-distill.",
+                f"{store.path}: holds no teacher's scores; run `kd-cache build --teacher unisrec "
+                f"--cache {store.path}`, or train the base with --no-distill.",
                 code="fit.no_teachers",
             )
         taught = [store.scores(name) for name in names]
         join = join_settings(
             taught,
             tau=tau,
-            weights=_weights(weights),
+            weights=shares,
             consistency=consistency,
-            epsilon=_epsilon(epsilon),
+            epsilon=tolerated,
         )
         kinds.append(("distilled", taught, replace(base, join=join)))
     runs: dict[str, list[Run]] = {}
     for kind, readers, settings in kinds:
         for number in range(seed, seed + seeds):
             folder = root / f"sasrec-{kind}" / f"seed-{number}"
-            runs.setdefault(kind, []).append(
-                _fit_one(store, readers, folder, config, replace(settings, seed=number), device)
-            )
+            label = f"{kind} seed {number}" if seeds > 1 else kind
+            one = replace(settings, seed=number)
+            run = _fit_one(store, readers, folder, label, config, one, device)
+            runs.setdefault(kind, []).append(run)
     _print(store, runs)
+    console.hint(f"kd-student evaluate {run.folder} --cache {store.path}")
 
 
-@app.command()
+@app.command(short_help="Judge a trained student by ranking all items.")
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     cache: CacheOption = None,
@@ -184,9 +204,9 @@ def evaluate(
     metrics = metrics_of_ranks(ranks)
     protocol = "history masked" if mask_history else "history not masked"
     console.table(
-        f"{run}, {part}, all {store.dataset.num_items:,} items ranked, {protocol}",
-        ["users", *_METRICS],
-        [[f"{len(ranks):,}", *(f"{metrics[name]:.4f}" for name in _METRICS)]],
+        f"{run}: {_task(store, part, len(ranks))}, {protocol}",
+        ["part", *_METRICS],
+        [[part, *(f"{metrics[name]:.4f}" for name in _METRICS)]],
     )
 
 
@@ -194,23 +214,29 @@ def _fit_one(
     store: Store,
     readers: Sequence[ScoreReader],
     folder: Path,
+    label: str,
     config: SASRecConfig,
     settings: TrainSettings,
     device: str,
 ) -> Run:
-    with console.progress(str(folder)) as report:
-        shown = ""
+    before, began = standing(folder), time.monotonic()
+    if before == "begun":
+        console.note(f"{folder}: goes on from its last whole epoch")
+    with console.progress(label) as report:
+        speed = ""
 
         def watch(state: RunState, rate: float) -> None:
-            nonlocal shown
+            nonlocal speed
             now = state.history[-1]
-            shown = (
-                f"{now.stage}, ce {now.ce:.3f}, kd {now.kd:.3f}, valid ndcg@10 "
-                f"{now.validation:.4f} (best {state.best:.4f}), {rate:,.0f} instances/s"
+            losses = f"ce {now.ce:.3f}, " + (f"kd {now.kd:.3f}, " if readers else "")
+            best = f", best {state.best:.4f}" if state.best_epoch != now.epoch else ", the best"
+            console.log(
+                f"{label}: epoch {now.epoch + 1}, {now.stage}, {losses}"
+                f"ndcg@10 {now.validation:.4f}{best}"
             )
-            console.note(f"{folder}: epoch {now.epoch}, {shown}")
+            speed = f"{now.stage}, ndcg@10 {now.validation:.4f}{best}, {rate:,.0f}/s"
 
-        return fit(
+        run = fit(
             store,
             readers,
             folder,
@@ -218,29 +244,47 @@ def _fit_one(
             settings,
             device=device,
             watch=watch,
-            on_step=lambda done, total: report(done, total, shown),
+            on_step=lambda done, total: report(done, total, speed),
         )
+    if before == "finished":
+        console.note(f"{folder}: trained before, nothing to do")
+    else:
+        epochs = f"{console.count(run.record['epochs'], 'epoch')}, the best {run.record['best_epoch'] + 1}"
+        console.note(f"{folder}: {epochs}, {console.duration(time.monotonic() - began)}")
+    return run
 
 
 def _print(store: Store, runs: dict[str, list[Run]]) -> None:
+    """A row a metric: mean and spread over seeds, and with two kinds what the second gained."""
+    both = len(runs) == 2
     rows = []
-    for kind, some in runs.items():
-        values = {name: np.array([run.test[name] for run in some]) for name in _METRICS}
-        rows.append([f"SASRec {kind}", *(_spread(values[name]) for name in _METRICS)])
-    if len(runs) == 2:
-        base, ours = runs["base"], runs["distilled"]
-        change, p = [], []
-        for name in _METRICS:
-            before, after = (np.mean([run.test[name] for run in some]) for some in (base, ours))
-            change.append(f"{after / before - 1:+.1%}" if before else "n/a")
-            p.append(f"{paired_p_value(_mean_gains(ours, name), _mean_gains(base, name)):.1e}")
-        rows += [["change", *change], ["p, paired t over users", *p]]
-    seeds = len(next(iter(runs.values())))
+    for name in _METRICS:
+        values = [np.array([run.test[name] for run in some]) for some in runs.values()]
+        row = [name, *map(_spread, values)]
+        if both:
+            before, after = (one.mean() for one in values)
+            base, ours = (_mean_gains(some, name) for some in runs.values())
+            change = f"{after / before - 1:+.1%}" if before else "n/a"
+            row += [change, _p_value(paired_p_value(ours, base))]
+        rows.append(row)
+    some = next(iter(runs.values()))
+    legend = ["p: paired t-test over users"] if both else []
+    if len(some) > 1:
+        legend.insert(0, f"mean ± standard deviation of {len(some)} seeds")
     console.table(
-        f"{store.path}: test, {store.dataset.num_items:,} items ranked, {seeds} seed(s)",
-        ["model", *_METRICS],
+        f"{store.path}: {_task(store, 'test', len(some[0].test_ranks))}",
+        ["", *(f"SASRec {kind}" for kind in runs), *(["change", "p"] if both else [])],
         rows,
+        caption="; ".join(legend),
     )
+
+
+def _task(store: Store, part: str, users: int) -> str:
+    return f"{part} items of {users:,} users among all {store.dataset.num_items:,} items"
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.3f}" if p >= 0.0005 else f"{p:.0e}"
 
 
 def _mean_gains(runs: list[Run], metric: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -260,7 +304,7 @@ def _epsilon(text: str) -> float | str:
         value = float(text.removesuffix("q"))
     except ValueError:
         value = -1.0
-    if value < 0 or (text.endswith("q") and value > 1):
+    if not 0 <= value < math.inf or (text.endswith("q") and value > 1):
         raise UsageError(
             f"--epsilon {text}: a number from 0, or a quantile from 0q to 1q, expected.",
             code="fit.bad_epsilon",
@@ -272,12 +316,33 @@ def _weights(text: str | None) -> dict[str, float] | None:
     if text is None:
         return None
     try:
-        return {name: float(value) for name, value in (one.split("=") for one in text.split(","))}
+        pairs = [
+            (name, float(value)) for name, value in (one.split("=") for one in text.split(","))
+        ]
     except ValueError:
+        pairs = []
+    if not pairs or len(dict(pairs)) < len(pairs):
         raise UsageError(
             f"--weights {text}: unisrec=0.6,recformer=0.4 or the like expected.",
             code="fit.bad_weights",
-        ) from None
+        )
+    return dict(pairs)
+
+
+def _device(asked: str | None) -> str:
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        usable = torch.device(asked).type in ("cpu", "cuda")
+        torch.zeros(1, device=asked)
+    except (RuntimeError, AssertionError):  # what torch says of a device that is not there
+        usable = False
+    if not usable:
+        raise UsageError(
+            f"--device {asked}: is not here; cpu{', cuda' if torch.cuda.is_available() else ''} expected.",
+            code="fit.bad_device",
+        )
+    return asked
 
 
 def main() -> None:

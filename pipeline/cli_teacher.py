@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,9 +13,10 @@ import typer
 from cache.dataset import open_dataset
 from cache.errors import UsageError
 from pipeline import console
-from pipeline.config import find_dataset, tuned_folder
+from pipeline.config import check_finite, find_dataset, tuned_folder
 from pipeline.metrics import CUTOFFS
-from pipeline.teach import evaluate_teacher, import_official, pretrain, tune
+from pipeline.teach import CHECKPOINT, evaluate_teacher, import_official, pretrain, tune
+from teachers.folder import CONFIG
 from teachers.pretrain import Augmentation
 from teachers.registry import load_teacher
 from teachers.text import TextSettings
@@ -41,8 +43,8 @@ PoolingOption = Annotated[
 WhitenOption = Annotated[
     bool, typer.Option("--whiten/--no-whiten", help="Whiten the text vectors before the adaptor.")
 ]
-SeedOption = Annotated[int, typer.Option(help="Of everything random.", min=0)]
-RateOption = Annotated[float, typer.Option(help="Learning rate of Adam.")]
+SeedOption = Annotated[int, typer.Option(help="Of everything random.", min=0, max=2**31 - 1)]
+RateOption = Annotated[float, typer.Option(help="Learning rate of Adam.", min=0)]
 DropoutOption = Annotated[float, typer.Option(help="Inside the transformer.", min=0, max=0.99)]
 SizeOption = Annotated[int, typer.Option(help="Targets in a step.", min=2)]
 Bfloat16Option = Annotated[
@@ -57,7 +59,7 @@ ThreadsOption = Annotated[
 ]
 
 
-@app.command("pretrain")
+@app.command("pretrain", short_help="Pre-train a teacher on source domains.")
 def pretrain_command(
     teacher: TeacherArgument,
     data: Annotated[list[Path], typer.Option(help="A source domain's dataset; repeat it.")],
@@ -83,9 +85,13 @@ def pretrain_command(
     threads: ThreadsOption = 0,
 ) -> None:
     """Pre-train a teacher on several source domains that are not the target."""
+    check_finite(
+        word_drop=word_drop, item_drop=item_drop, learning_rate=learning_rate, dropout=dropout
+    )
     device = _device(threads)
     folder = out or Path("pretrained") / teacher
-    with console.progress(f"{folder}") as report:
+    known = (folder / CONFIG).is_file()
+    with _progress(folder) as report:
         config = pretrain(
             [open_dataset(path, deep=True) for path in data],
             folder,
@@ -107,10 +113,14 @@ def pretrain_command(
             report=report,
         )
     losses = config["losses"]
-    console.say(f"{folder}: {config['epochs']} epochs, loss {losses[0]:.3f} to {losses[-1]:.3f}")
+    console.say(
+        f"{folder}: {console.count(config['epochs'], 'epoch')}, loss {losses[0]:.3f} to "
+        f"{losses[-1]:.3f}{', pre-trained before' if known else ''}"
+    )
+    console.hint(f"kd-teacher tune {teacher} --from {folder} --data DATA")
 
 
-@app.command("tune")
+@app.command("tune", short_help="Tune a teacher on the target domain.")
 def tune_command(
     teacher: TeacherArgument,
     data: Annotated[
@@ -145,7 +155,9 @@ def tune_command(
     ] = _RECIPE.patience,
     batch_size: SizeOption = _RECIPE.batch_size,
     learning_rate: RateOption = _RECIPE.learning_rate,
-    weight_decay: Annotated[float, typer.Option(help="L2 inside Adam.")] = _RECIPE.weight_decay,
+    weight_decay: Annotated[
+        float, typer.Option(help="L2 inside Adam.", min=0)
+    ] = _RECIPE.weight_decay,
     dropout: DropoutOption = 0.5,
     adaptor_dropout: Annotated[
         float, typer.Option(help="On the text vectors.", min=0, max=0.99)
@@ -155,10 +167,17 @@ def tune_command(
     threads: ThreadsOption = 0,
 ) -> None:
     """Tune a teacher on the target domain and print how well it ranks."""
+    check_finite(
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        dropout=dropout,
+        adaptor_dropout=adaptor_dropout,
+    )
     device = _device(threads)
     where = find_dataset(data, "kd-teacher tune")
     folder = out or Path("tuned") / where.resolve().name / teacher
-    with console.progress(f"{folder}") as report:
+    known = (folder / CONFIG).is_file()
+    with _progress(folder) as report:
         config = tune(
             open_dataset(where, deep=True),
             folder,
@@ -185,11 +204,19 @@ def tune_command(
             device=device,
             report=report,
         )
-    rows = {"validation": config["validation"], "test": config["test"]}
-    _print(f"{folder}: {mode}, {config['epochs']} epochs", rows)
+    rows = {"valid": config["validation"], "test": config["test"]}
+    length = console.count(config["epochs"], "epoch")
+    _print(f"{folder}: {mode}, {length}{', tuned before' if known else ''}", rows)
+    store = Path("cache") / where.resolve().name
+    if not store.is_dir():
+        console.hint(f"kd-cache plan --data {where}")
+    elif out is None:
+        console.hint(f"kd-cache build --teacher {teacher} --cache {store}")
+    else:
+        console.hint(f"kd-cache build --teacher {folder} --cache {store}")
 
 
-@app.command()
+@app.command(short_help="Judge a tuned teacher by ranking all items.")
 def evaluate(
     teacher: Annotated[str, typer.Argument(help="A tuned teacher: its name, or its folder.")],
     data: Annotated[
@@ -203,10 +230,10 @@ def evaluate(
     rows = {}
     for part in ("valid", "test"):
         users, rows[part] = evaluate_teacher(asked, dataset, part)
-    _print(f"{asked.name} on {where}: {users:,} users, {dataset.num_items:,} items ranked", rows)
+    _print(f"{asked.name}: {users:,} users of {where} among all {dataset.num_items:,} items", rows)
 
 
-@app.command("import")
+@app.command("import", short_help="Bring an official checkpoint in.")
 def import_command(
     file: Annotated[Path, typer.Argument(help="An official checkpoint, UniSRec-FHCKM-300.pth.")],
     out: Annotated[Path, typer.Option(help="Where the teacher goes.")] = Path("pretrained/unisrec"),
@@ -217,9 +244,28 @@ def import_command(
             f"{out}: is already there; choose another --out, or remove it.", code="teacher.exists"
         )
     import_official(file, out)
-    console.say(
-        f"{out}: ready; go on with `kd-teacher tune unisrec --from {out} --no-whiten --text MODEL`."
+    console.say(f"{out}: an official pre-trained teacher")
+    console.hint(
+        f"kd-teacher tune unisrec --from {out} --no-whiten --text bert-base-uncased --pooling cls"
     )
+
+
+@contextlib.contextmanager
+def _progress(folder: Path) -> Iterator[console.Report]:
+    """Progress of a training run, with a line for each epoch where it goes to a log."""
+    if (folder / CHECKPOINT).is_file():
+        console.note(f"{folder}: goes on from its last whole epoch")
+    told = ""
+    with console.progress(folder.name) as report:
+
+        def watch(done: float, total: float, text: str = "") -> None:
+            nonlocal told
+            if text.startswith("loss ") and text != told:
+                told = text
+                console.log(f"{folder}: epoch {int(done)}, {text}")
+            report(done, total, text)
+
+        yield watch
 
 
 def _print(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:

@@ -10,15 +10,18 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from cache.errors import UsageError
 from cache.manifest import MANIFEST
 
-__all__ = ["default_map", "find_dataset", "find_store", "tuned_folder"]
+__all__ = ["PROGRAMS", "check_finite", "default_map", "find_dataset", "find_store", "tuned_folder"]
+
+PROGRAMS = ("kd-cache", "kd-teacher", "kd-student")
 
 _FILE = Path("kd.toml")
 
@@ -30,7 +33,7 @@ def default_map(commands: Mapping[str, Any], program: str) -> dict[str, dict[str
         commands: the program's subcommands by name.
 
     Raises:
-        UsageError: ``config.bad_toml``, ``config.unknown_key``.
+        UsageError: ``config.bad_toml``, ``config.unknown_key``, ``config.bad_value``.
     """
     if not _FILE.is_file():
         return {}
@@ -38,22 +41,52 @@ def default_map(commands: Mapping[str, Any], program: str) -> dict[str, dict[str
         document = tomllib.loads(_FILE.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{_FILE}: cannot be read ({error}).", code="config.bad_toml") from error
+    for name, tables in document.items():
+        if name not in PROGRAMS or not isinstance(tables, dict):
+            _unknown(f"[{name}]", PROGRAMS)
     defaults: dict[str, dict[str, Any]] = {}
     for name, values in document.get(program, {}).items():
         if name not in commands or not isinstance(values, dict):
             _unknown(f"[{program}.{name}]", commands)
-        options = {
-            option.lstrip("-"): parameter.name
-            for parameter in commands[name].params
-            for option in [*parameter.opts, *parameter.secondary_opts]
-            if option.startswith("--")
-        }
-        defaults[name] = {}
-        for key, value in values.items():
-            if (parameter_name := options.get(key)) is None:
-                _unknown(f"{key} in [{program}.{name}]", options)
-            defaults[name][parameter_name] = value
+        defaults[name] = dict(
+            _default(commands[name].params, f"[{program}.{name}]", key, value)
+            for key, value in values.items()
+        )
     return defaults
+
+
+def _default(parameters: Sequence[Any], where: str, key: str, value: Any) -> tuple[str, Any]:
+    """(parameter name, default) that one line of `kd.toml` sets."""
+    known = {
+        option.removeprefix("--"): (parameter, option in parameter.secondary_opts)
+        for parameter in parameters
+        for option in [*parameter.opts, *parameter.secondary_opts]
+        if option.startswith("--")
+    }
+    if key not in known:
+        _unknown(f"{key} in {where}", known)
+    parameter, negative = known[key]
+    flag, several = getattr(parameter, "is_flag", False), getattr(parameter, "multiple", False)
+    wanted = "true or false" if flag else "a list" if several else "one value"
+    if isinstance(value, bool) is not flag or isinstance(value, dict):
+        _bad_value(key, where, value, wanted)
+    if isinstance(value, list) is not several:
+        _bad_value(key, where, value, wanted)
+    return parameter.name, (not value if negative else value)
+
+
+def check_finite(**options: float | None) -> None:
+    """Refuse NaN and infinity, which pass every range, by the option's name.
+
+    Raises:
+        UsageError: ``config.not_finite``.
+    """
+    for name, value in options.items():
+        if value is not None and not math.isfinite(value):
+            raise UsageError(
+                f"--{name.replace('_', '-')} {value}: a finite number was expected.",
+                code="config.not_finite",
+            )
 
 
 def find_store(given: Path | None, command: str) -> Path:
@@ -73,9 +106,14 @@ def tuned_folder(teacher: str, store: Path) -> Path:
         return named
     folder = Path("tuned") / store.resolve().name / teacher
     if not (folder / "config.json").is_file():
+        there = sorted(path.parent.name for path in folder.parent.glob("*/config.json"))
+        remedy = (
+            f"there {'are' if len(there) > 1 else 'is'} {', '.join(there)}"
+            if there
+            else f"run `kd-teacher tune unisrec --data data/{store.resolve().name}` first"
+        )
         raise UsageError(
-            f"no tuned teacher in {folder}; run `kd-teacher tune {teacher} --data data/"
-            f"{store.resolve().name}` first, or give its folder as --teacher.",
+            f"no tuned teacher in {folder}; {remedy}, or say where it lies with a path.",
             code="teacher.missing",
         )
     return folder
@@ -97,7 +135,13 @@ def _only(noun: str, root: Path, mark: str, option: str, maker: str) -> Path:
     )
 
 
-def _unknown(what: str, known: Mapping[str, Any]) -> NoReturn:
+def _bad_value(key: str, where: str, value: Any, wanted: str) -> NoReturn:
+    raise UsageError(
+        f"{_FILE}: {key} in {where} is {value!r}, {wanted} was expected.", code="config.bad_value"
+    )
+
+
+def _unknown(what: str, known: Iterable[str]) -> NoReturn:
     raise UsageError(
         f"{_FILE}: {what} is not known; known are {', '.join(sorted(known))}.",
         code="config.unknown_key",

@@ -1,18 +1,21 @@
 """What the commands print: results on standard output, progress and errors on standard error. The only file that prints.
 
 A foreseen error is one line and its own exit status; Ctrl-C and SIGTERM leave with 130 and 143 after a safe stop. Live
-progress is shown on a terminal only; elsewhere a plain line every ten seconds.
+progress is shown on a terminal only; elsewhere, as in a log, a line for each epoch and one every ten seconds. Tables and
+lines are made for 80 columns.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
+from typing import NoReturn
 
 import typer
 from rich.console import Console
@@ -21,20 +24,33 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 
-from cache.errors import CkdError
+from cache.errors import CkdError, DiskError
 from pipeline.config import default_map
 
-__all__ = ["Report", "note", "progress", "run", "say", "size", "table"]
+__all__ = [
+    "Report",
+    "count",
+    "duration",
+    "hint",
+    "log",
+    "note",
+    "progress",
+    "run",
+    "say",
+    "size",
+    "table",
+]
 
 Report = Callable[[float, float, str], None]
 """report(done, total, note): how far a long job is."""
 
 _PLAIN_EVERY = 10.0
+_PIPED_WIDTH = 100
+_SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -49,24 +65,59 @@ def note(text: str) -> None:
     _err.print(text, markup=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def hint(command: str) -> None:
+    """What a newcomer would type next, on standard error."""
+    note(f"next: {command}")
+
+
+def log(text: str) -> None:
+    """A line about the work where no live progress says it: in a log."""
+    if not _err.is_terminal:
+        note(text)
+
+
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = ""
+) -> None:
     """A table on standard output; the first column to the left, numbers to the right."""
-    drawn = Table(title=title, title_justify="left", title_style="bold")
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
+    console.print(title, style="bold", markup=False, soft_wrap=True)
+    drawn = Table()
     for place, name in enumerate(columns):
         drawn.add_column(name, justify="right" if place else "left", no_wrap=place > 0)
     for row in rows:
         drawn.add_row(*row)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
     console.print(drawn)
+    if caption:
+        console.print(caption, markup=False, soft_wrap=True)
 
 
-def size(count: float) -> str:
+def count(number: int, noun: str, nouns: str = "") -> str:
+    """A number of things for a person: 1 batch, 1,250 batches."""
+    return f"{number:,} {noun if number == 1 else nouns or noun + 's'}"
+
+
+def size(length: float) -> str:
     """Bytes for a person: 105.3 MB."""
     for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+        if length < 1000:
+            return f"{length:.0f} {unit}" if unit == "B" else f"{length:.1f} {unit}"
+        length /= 1000
+    return f"{length:.1f} TB"
+
+
+def duration(seconds: float) -> str:
+    """A span of time for a person: 48 s, 3 min 20 s, 2 h 05 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _digits(total: float) -> int:
+    return 1 if total < 1000 else 0  # epochs come in parts, items do not
 
 
 @contextlib.contextmanager
@@ -74,15 +125,17 @@ def progress(title: str) -> Iterator[Report]:
     """Progress of one job, with time left; yields what the job reports to."""
     if _err.is_terminal:
         with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+            BarColumn(bar_width=6),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            TimeRemainingColumn(table_column=Column(no_wrap=True)),
+            TextColumn(
+                "left {task.fields[note]}",
+                table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+            ),
             console=_err,
             transient=True,
+            expand=True,
         ) as live:
             task = live.add_task(title, total=None, note="")
 
@@ -91,52 +144,73 @@ def progress(title: str) -> Iterator[Report]:
 
             yield report
         return
-    started = last = time.monotonic()
+    last = began = time.monotonic()
+    before, whole = 0.0, None  # where this stage of the job began, and its total
 
     def plain(done: float, total: float, text: str = "") -> None:
-        nonlocal last
+        nonlocal last, began, before, whole
         now = time.monotonic()
-        if now - last >= _PLAIN_EVERY:
+        if total != whole:  # another stage, with a pace of its own
+            began, before, whole = now, done, total
+        if now - last >= _PLAIN_EVERY and done > before:
             last = now
-            left = (now - started) * (total - done) / done if done else float("nan")
-            note(f"{title}: {done:,.0f} of {total:,.0f}, {left:.0f} s left  {text}".rstrip())
+            left = duration((now - began) * (total - done) / (done - before))
+            shown = ", ".join(part for part in (f"{left} left", text) if part)
+            note(f"{title}: {done:,.{_digits(total)}f} of {total:,.0f}, {shown}")
 
     yield plain
 
 
-def run(app: typer.Typer, name: str) -> None:
+def run(app: typer.Typer, name: str) -> NoReturn:
     """Run a command line to its exit: 0, or the status of what went wrong, said in one line."""
     # the OpenMP threads of torch spin for work that a two-core machine has better use for
     os.environ.setdefault("KMP_BLOCKTIME", "1")
-    signal.signal(signal.SIGTERM, _terminated)
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _stop)
     try:
         command = typer.main.get_command(app)
-        defaults = default_map(getattr(command, "commands", {}), name)
-        status = command.main(prog_name=name, standalone_mode=False, default_map=defaults)
+        status = command.main(
+            args=sys.argv[1:] or ["--help"],
+            prog_name=name,
+            standalone_mode=False,
+            default_map=default_map(getattr(command, "commands", {}), name),
+        )
         sys.exit(status if isinstance(status, int) else 0)
     except CkdError as error:
         _fail(name, f"{error}  [{error.code}]", error.exit)
     except typer.TyperException as error:  # an option that is not there, a value out of range
         where = context.command_path if (context := getattr(error, "ctx", None)) else name
-        message = getattr(error, "format_message", error.__str__)()
-        _fail(where, f"{message} Try `{where} --help`.", 2)
-    except (typer.Abort, KeyboardInterrupt):
-        _fail(name, "stopped; the same command goes on from here.", 130)
-    except _Terminated:
-        _fail(name, "stopped by SIGTERM; the same command goes on from here.", 143)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)
+        message = getattr(error, "format_message", error.__str__)().removesuffix(".")
+        message = message.replace("Value error, ", "")  # of the library that checks values
+        _fail(where, f"{message}; try `{where} --help`.", 2)
+    except OSError as error:  # of a file that nobody thought of
+        if error.filename is None:
+            raise
+        _fail(name, f"{error.filename}: {error.strerror}; mend that and try again.", DiskError.exit)
+    except _StoppedError as stopped:
+        _fail(
+            name,
+            f"stopped by {_SIGNALS[stopped.number]}; the same command goes on from here.",
+            128 + stopped.number,
+        )
 
 
-class _Terminated(BaseException):
-    """SIGTERM arrived."""
+class _StoppedError(BaseException):
+    """A signal asked for the end."""
+
+    def __init__(self, number: signal.Signals) -> None:
+        super().__init__(number)
+        self.number = number
 
 
-def _terminated(_signal: int, _frame: FrameType | None) -> None:
-    raise _Terminated
+def _stop(number: int, _frame: FrameType | None) -> None:
+    raise _StoppedError(signal.Signals(number))
 
 
-def _fail(name: str, message: str, status: int) -> None:
-    print(f"{name}: {message}", file=sys.stderr, flush=True)
+def _fail(name: str, message: str, status: int) -> NoReturn:
+    for number in _SIGNALS:  # it is over already
+        signal.signal(number, signal.SIG_IGN)
+    line = re.sub(r"\s*\n\s*", " ", message)
+    print(f"{name}: {line}", file=sys.stderr, flush=True)
     sys.exit(status)

@@ -17,7 +17,17 @@ from cache.dataset import Dataset, InstanceKind, Ints
 from cache.errors import UsageError
 from cache.plan import Plan, PlannedBatch, first_appearance, write_plan
 
-__all__ = ["PlanSettings", "Popularity", "difficulty", "make_plan", "plan_batches", "popularity"]
+__all__ = [
+    "Estimate",
+    "PlanSettings",
+    "Popularity",
+    "difficulty",
+    "estimate",
+    "make_plan",
+    "plan_batches",
+    "planned",
+    "popularity",
+]
 
 Popularity: TypeAlias = Literal["max", "log", "share", "raw"]
 
@@ -102,7 +112,7 @@ def make_plan(path: Path, dataset: Dataset, settings: PlanSettings) -> Plan:
     Raises:
         UsageError: settings out of range, or a dataset without a single training instance.
     """
-    instances, batches = _planned(dataset, settings)
+    instances, batches = planned(dataset, settings)
     return write_plan(
         path, dataset, instances=instances, batches=batches, settings=asdict(settings)
     )
@@ -120,7 +130,7 @@ class Estimate:
 
 def estimate(dataset: Dataset, settings: PlanSettings) -> Estimate:
     """The plan's counts and the disk a teacher takes, without writing anything."""
-    (users, ends), batches = _planned(dataset, settings)
+    (users, ends), batches = planned(dataset, settings)
     targets = dataset.targets(users, ends)
     columns = max(len(first_appearance(targets[b.instances])[0]) for b in batches)
     chunk = 2 * settings.batch_size * columns + 4 + 16  # float16 scores, crc32c, index entry
@@ -132,9 +142,10 @@ def estimate(dataset: Dataset, settings: PlanSettings) -> Estimate:
     )
 
 
-def _planned(
+def planned(
     dataset: Dataset, settings: PlanSettings
 ) -> tuple[tuple[Ints, Ints], list[PlannedBatch]]:
+    """((users, ends) of the instances, batches) of a plan, nothing written; raises as `make_plan`."""
     settings.check()
     users, ends = dataset.training_instances(settings.instances)
     if not len(users):

@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.atomic import put
-from cache.digest import canonical_json
+from cache.atomic import check_writable, put, sweep
+from cache.digest import canonical_json, sha256_bytes, sha256_file
 from cache.errors import StoreError, UsageError
 from cache.scores import ScoreReader
 from cache.store import Store
@@ -31,10 +31,12 @@ from pipeline.metrics import Metrics, metrics_of_ranks
 from student.loop import RunState, TrainSettings, make_optimizer, train
 from student.sasrec import SASRec, SASRecConfig
 
-__all__ = ["Run", "Watch", "fit", "load_student"]
+__all__ = ["Run", "Standing", "Watch", "fit", "load_student", "standing"]
 
 Watch = Callable[[RunState, float], None]
 """watch(state after an epoch, instances a second in it)."""
+
+Standing: TypeAlias = Literal["new", "begun", "finished"]
 
 _CHECKPOINT, _MODEL, _RECORD, _RANKS = (
     "checkpoint.safetensors",
@@ -68,25 +70,38 @@ def fit(
     *,
     device: str = "cpu",
     watch: Watch = lambda state, rate: None,
-    on_step: Callable[[int, int], None] = lambda done, total: None,
+    on_step: Callable[[float, int], None] = lambda done, total: None,
 ) -> Run:
     """Train one student with one seed into `folder`, or open the finished run that is there.
 
     Args:
         readers: the teachers' score sets; empty for the base model.
+        on_step: told (epochs done, epochs at most).
+
+    Raises:
+        StoreError: ``run.foreign`` or ``checkpoint.foreign`` for a run of other settings, naming what differs;
+            ``run.damaged``, ``checkpoint.damaged``; a score set that is damaged.
+        DiskError: the folder cannot be written to.
     """
     dataset, plan = store.dataset, store.plan
     config = replace(config, max_length=dataset.max_length)
     identity = _identity(store, readers, config, settings)
+    checkpoint = folder / _CHECKPOINT
     if (folder / _RECORD).is_file():
-        return _finished(folder, identity)
+        run = _finished(folder, identity)
+        checkpoint.unlink(missing_ok=True)  # of a process that was killed in between
+        return run
+    check_writable(folder)
+    if folder.is_dir():
+        sweep(folder)
     torch.manual_seed(settings.seed)
     model = SASRec(config, dataset.num_items).to(device)
     optimizer = make_optimizer(model, settings)
-    checkpoint = folder / _CHECKPOINT
-    state = None
+    state = RunState()
     if checkpoint.is_file():
         state = RunState.of(*load_checkpoint(checkpoint, model, optimizer, identity))
+
+    staged = plan.num_buckets * settings.epochs_per_stage if settings.curriculum else 0
 
     def ranks(part: Any) -> NDArray[np.int64]:
         model.eval()
@@ -111,7 +126,7 @@ def fit(
         state=state,
         optimizer=optimizer,
         on_epoch=on_epoch,
-        on_step=on_step,
+        on_step=lambda done, total: on_step(state.epoch + done / total, staged + settings.epochs),
         device=device,
     )
     model.load_state_dict(state.best_weights)
@@ -128,11 +143,12 @@ def fit(
         "threads": torch.get_num_threads(),
         "device": device,
     }
-    card = {"student": "sasrec", "config": asdict(config), "dataset": dataset.digest}
-    save_weights(folder / _MODEL, state.best_weights, card | {"items": dataset.num_items})
     buffer = io.BytesIO()
     np.save(buffer, test_ranks.astype(np.int32), allow_pickle=False)
+    card = {"student": "sasrec", "config": asdict(config), "dataset": dataset.digest}
+    save_weights(folder / _MODEL, state.best_weights, card | {"items": dataset.num_items})
     put(folder / _RANKS, buffer.getbuffer())
+    record["files"] = {name: sha256_file(folder / name) for name in (_MODEL, _RANKS)}
     put(folder / _RECORD, canonical_json(record) + b"\n")  # last: a run with a record is finished
     checkpoint.unlink(missing_ok=True)
     return _finished(folder, identity)
@@ -146,10 +162,16 @@ def load_student(folder: Path, store: Store) -> SASRec:
     """
     path = folder / _MODEL
     if not path.is_file():
-        raise UsageError(
-            f"{folder}: holds no finished run; train one with `kd-student fit`.", code="run.missing"
-        )
+        below = sorted(folder.glob(f"*/**/{_MODEL}"))
+        remedy = f"one is {below[0].parent}" if below else "train one with `kd-student fit`"
+        raise UsageError(f"{folder}: holds no finished run; {remedy}.", code="run.missing")
     weights, card = load_weights(path)
+    if not {"dataset", "config", "items"} <= card.keys():
+        raise StoreError(
+            f"{path}: holds weights, but not those of a student; name a folder that `kd-student fit` "
+            "made.",
+            code="model.unknown",
+        )
     if card["dataset"] != store.dataset.digest:
         raise StoreError(
             f"{path}: was trained on the dataset {card['dataset'][:19]}, {store.path} holds "
@@ -161,8 +183,15 @@ def load_student(folder: Path, store: Store) -> SASRec:
     return model.eval()
 
 
+def standing(folder: Path) -> Standing:
+    """How far the run in `folder` is, by the files that are there."""
+    if (folder / _RECORD).is_file():
+        return "finished"
+    return "begun" if (folder / _CHECKPOINT).is_file() else "new"
+
+
 def _finished(folder: Path, identity: Mapping[str, Any]) -> Run:
-    record = json.loads((folder / _RECORD).read_bytes())
+    record = _record(folder)
     found = record["identity"]
     for key in sorted(found.keys() | identity.keys()):
         if found.get(key) != identity.get(key):
@@ -171,8 +200,37 @@ def _finished(folder: Path, identity: Mapping[str, Any]) -> Run:
                 f"{identity.get(key)}; choose another --out, or remove it.",
                 code="run.foreign",
             )
-    ranks = np.load(folder / _RANKS, allow_pickle=False)
+    files = {}
+    for name, digest in record["files"].items():
+        files[name] = (folder / name).read_bytes() if (folder / name).is_file() else b""
+        if sha256_bytes(files[name]) != digest:
+            raise _damaged(folder / name)
+    ranks = np.load(io.BytesIO(files[_RANKS]), allow_pickle=False)
     return Run(folder=folder, record=record, test_ranks=ranks)
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """run.json, once it is known to be one."""
+    path = folder / _RECORD
+    try:
+        record = json.loads(path.read_bytes())
+        sound = (
+            isinstance(record["identity"], dict)
+            and record["files"].keys() == {_MODEL, _RANKS}
+            and all(isinstance(value, float) for value in record["test"].values())
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        sound = False
+    if not sound:
+        raise _damaged(path)
+    return dict(record)
+
+
+def _damaged(path: Path) -> StoreError:
+    return StoreError(
+        f"{path}: is not what was written; remove {path.parent} and run the same command again.",
+        code="run.damaged",
+    )
 
 
 def _identity(

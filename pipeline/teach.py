@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from cache.atomic import check_writable, sweep
 from cache.dataset import Dataset
 from cache.digest import canonical_json
 from cache.errors import StoreError, UsageError
-from cache.vectors import read_vectors
+from cache.vectors import read_vectors, vectors_manifest
 from pipeline.console import Report
 from pipeline.evaluate import ranks_of_targets
 from pipeline.metrics import Metrics, metrics_of_ranks
@@ -35,9 +36,9 @@ from teachers.unisrec import Architecture, UniSRec
 from teachers.unisrec_teacher import encode_histories, save_unisrec
 from teachers.weights import OFFICIAL, read_official
 
-__all__ = ["evaluate_teacher", "import_official", "pretrain", "tune"]
+__all__ = ["CHECKPOINT", "evaluate_teacher", "import_official", "pretrain", "tune"]
 
-_CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
 
 
 def tune(
@@ -64,20 +65,27 @@ def tune(
         architecture: what differs from the defaults, or from the pre-trained one's rates.
 
     Raises:
-        UsageError: ``teacher.exists`` when `out` holds a finished teacher of other settings.
+        UsageError: ``teacher.exists`` when `out` holds a finished teacher of other settings; ``tune.*``.
+        StoreError: ``tune.*`` when the pre-trained one was made for other texts or shorter histories.
     """
+    if not len(dataset.held_out("valid")[0]):
+        raise UsageError(
+            f"{dataset.path}: has no user with three interactions, so there is nothing to validate on; "
+            "ingest more of the log.",
+            code="tune.nothing_to_validate",
+        )
+    check_writable(out)
     origin = "scratch"
     if vectors:
         name, raw_VW = vectors, read_vectors(dataset, vectors)
     else:
         name, raw_VW = item_vectors(dataset, text, device=device, progress=report)
-    vectors_VW = torch.from_numpy(whitened(raw_VW) if whiten else np.array(raw_VW))
-    shape = Architecture(**{"text_width": vectors_VW.shape[1], **architecture})
+    shape = Architecture(**_widths(raw_VW.shape[1], [dataset]), **architecture)
     weights: dict[str, torch.Tensor] = {}
     if start is not None:
         weights, config, origin = load_folder(start)
-        shape = replace(Architecture(**config["architecture"]), **architecture)
-        _same_text(start, config, name, shape, vectors_VW.shape[1], whiten)
+        shape = _architecture(start, config, architecture)
+        _same_text(start, config, shape, dataset, name, whiten)
     elif freeze_encoder:
         raise UsageError(
             "--freeze-encoder keeps what pre-training learnt; name it with --from.",
@@ -95,6 +103,9 @@ def tune(
     )
     if (done := _finished(out, identity)) is not None:
         return done
+    if out.is_dir():
+        sweep(out)
+    vectors_VW = torch.from_numpy(whitened(raw_VW) if whiten else np.array(raw_VW))
     torch.manual_seed(recipe.seed)
     model = UniSRec(shape, vectors_VW, with_ids=transductive)
     model.load_state_dict(weights, strict=False)  # ids and texts are the target's own
@@ -117,7 +128,7 @@ def tune(
         dataset,
         recipe,
         validate=lambda: measure("valid")["ndcg@10"],
-        checkpoint=out / _CHECKPOINT,
+        checkpoint=out / CHECKPOINT,
         identity=identity,
         report=report,
         device=device,
@@ -134,7 +145,7 @@ def tune(
         validation=measure("valid"),
         test=measure("test"),
     )
-    (out / _CHECKPOINT).unlink(missing_ok=True)
+    (out / CHECKPOINT).unlink(missing_ok=True)
     return read_config(out)
 
 
@@ -152,21 +163,28 @@ def pretrain(
     device: str,
     report: Report,
 ) -> dict[str, Any]:
-    """Pre-train a UniSRec on several source domains into `out`; returns its configuration."""
-    sources = []
+    """Pre-train a UniSRec on several source domains into `out`; returns its configuration.
+
+    The order of the sources does not matter.
+    """
+    check_writable(out)
+    datasets = sorted(datasets, key=lambda dataset: dataset.digest)
+    pairs = []
     for dataset in datasets:
         pair = []
-        for share in (0.0, word_drop):
-            _, vectors_VW = item_vectors(
+        for share in (word_drop, 0.0):
+            name, vectors_VW = item_vectors(
                 dataset, replace(text, word_drop=share), device=device, progress=report
             )
-            pair.append(whitened(vectors_VW) if whiten else vectors_VW)
-        sources.append(Source(dataset, *pair))
-    width = sources[0].vectors_VW.shape[1]
-    shape = Architecture(**{"text_width": width, **architecture})
+            pair.append(vectors_VW)
+        pairs.append(pair)
+    # of the undropped texts, and without any path of this machine
+    encoder = dict(vectors_manifest(datasets[0], name).settings)
+    width = pairs[0][0].shape[1]
+    shape = Architecture(**_widths(width, datasets), **architecture)
     identity = _flat(
-        datasets=sorted(dataset.digest for dataset in datasets),
-        text=asdict(text),
+        datasets=[dataset.digest for dataset in datasets],
+        text=encoder,
         whiten=whiten,
         word_drop=word_drop,
         augmentation=asdict(augmentation),
@@ -176,6 +194,12 @@ def pretrain(
     )
     if (done := _finished(out, identity)) is not None:
         return done
+    if out.is_dir():
+        sweep(out)
+    sources = [
+        Source(dataset, *(whitened(one) if whiten else one for one in (plain, dropped)))
+        for dataset, (dropped, plain) in zip(datasets, pairs, strict=True)
+    ]
     torch.manual_seed(recipe.seed)
     model = UniSRec(shape).to(device)
     trained = run_pretraining(
@@ -183,7 +207,7 @@ def pretrain(
         sources,
         recipe,
         augmentation,
-        checkpoint=out / _CHECKPOINT,
+        checkpoint=out / CHECKPOINT,
         identity=identity,
         limit=limit,
         report=report,
@@ -194,13 +218,13 @@ def pretrain(
         model,
         trained.weights,
         stage="pretrained",
-        text=asdict(text),
+        text=encoder,
         whiten=whiten,
         identity=identity,
         epochs=trained.epochs,
         losses=[record["loss"] for record in trained.history],
     )
-    (out / _CHECKPOINT).unlink(missing_ok=True)
+    (out / CHECKPOINT).unlink(missing_ok=True)
     return read_config(out)
 
 
@@ -236,15 +260,53 @@ def evaluate_teacher(teacher: Teacher, dataset: Dataset, part: Any) -> tuple[int
     return len(users), metrics_of_ranks(ranks)
 
 
+def _widths(width: int, datasets: Sequence[Dataset]) -> dict[str, int]:
+    longest = max(dataset.max_length for dataset in datasets)
+    return {"text_width": width, "positions": max(OFFICIAL.positions, longest)}
+
+
+def _architecture(start: Path, config: dict[str, Any], changes: dict[str, Any]) -> Architecture:
+    """Of the pre-trained teacher in `start`, with other rates."""
+    if config["teacher"] != "unisrec" or config.get("stage") != "pretrained":
+        raise UsageError(
+            f"{start}: holds no pre-trained UniSRec (a tuned one knows its own items alone); "
+            "name one that `kd-teacher pretrain` or `kd-teacher import` made.",
+            code="tune.not_pretrained",
+        )
+    return replace(Architecture(**config["architecture"]), **changes)
+
+
 def _same_text(
-    start: Path, config: dict[str, Any], name: str, shape: Architecture, width: int, whiten: bool
+    start: Path,
+    config: dict[str, Any],
+    shape: Architecture,
+    dataset: Dataset,
+    name: str,
+    whiten: bool,
 ) -> None:
+    made_by = vectors_manifest(dataset, name)
+    width = made_by.counts["width"]
+    if shape.positions < dataset.max_length:
+        raise StoreError(
+            f"{start}: reads histories of up to {shape.positions} items, {dataset.path} has up to "
+            f"{dataset.max_length}; ingest with --max-length {shape.positions}.",
+            code="tune.too_long",
+        )
     if shape.text_width != width:
         raise StoreError(
             f"{start}: reads text vectors of width {shape.text_width}, {name} has {width}; "
             "encode the texts with the model that it was pre-trained on (--text).",
             code="tune.other_text",
         )
+    # ingested vectors and official checkpoints do not say what encoder was theirs
+    known = (config["text"] or {}).keys() & made_by.settings.keys() & {"pooling", "weights"}
+    for key in sorted(known):
+        if config["text"][key] != made_by.settings[key]:
+            raise StoreError(
+                f"{start}: reads texts encoded with {key} {config['text'][key]}, {name} has "
+                f"{made_by.settings[key]}; tune with the --text and --pooling of its pre-training.",
+                code="tune.other_text",
+            )
     if config["whiten"] != whiten:
         raise StoreError(
             f"{start}: was pre-trained on {'whitened' if config['whiten'] else 'raw'} text vectors; "
@@ -266,6 +328,8 @@ def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
                 f"{identity.get(key)}; choose another --out, or remove it.",
                 code="teacher.exists",
             )
+    load_folder(out)  # if it is damaged, that is said now
+    (out / CHECKPOINT).unlink(missing_ok=True)  # of a process that was killed in between
     return config
 
 

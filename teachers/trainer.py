@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cache.errors import TeacherError
 from encoder.checkpoint import load_checkpoint, save_checkpoint
+from encoder.dropout import seed_step
 
 __all__ = ["Recipe", "Trained", "bfloat16_is_fast", "train"]
 
@@ -90,7 +91,7 @@ def train(
         model.train()
         seen, total = 0, torch.zeros((), device=device)
         for count, loss_of in batches(state["epoch"]):
-            torch.manual_seed(recipe.seed << 32 | state["step"])
+            seed_step(recipe.seed, state["step"])
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.bfloat16):
                 loss = loss_of()
             optimizer.zero_grad(set_to_none=True)

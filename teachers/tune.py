@@ -2,7 +2,7 @@
 
 Inductive (texts only) or transductive (with an id embedding), the pre-trained encoder frozen or not; early stopping on
 validation NDCG@10, which the caller measures. The item table is adapted once a step and serves inputs and candidates.
-Of a user with more than 50 training items, prefixes share passes that begin every `STRIDE` items.
+Of a user with more training items than `max_length`, prefixes share passes that begin every `max_length / STEPS` items.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from teachers.unisrec import UniSRec
 
 __all__ = ["tune"]
 
-STRIDE = 10
+STEPS = 5  # passes begin every ten items where histories hold fifty
 
 
 def tune(
@@ -40,7 +40,7 @@ def tune(
 ) -> Trained:
     """Tune `model` on the training parts of `dataset`; see :func:`teachers.trainer.train`."""
     users, ends = dataset.training_instances()
-    passes = plan_passes(dataset, users, ends, stride=STRIDE)
+    passes = plan_passes(dataset, users, ends, stride=max(1, dataset.max_length // STEPS))
     targets = dataset.targets(users, ends).astype(np.int64)
 
     def batches(epoch: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from cache.dataset import Dataset, Ints
 from cache.errors import StoreError, UsageError
 from encoder.packed import Packed
-from teachers.folder import load_folder, save_folder
+from teachers.folder import CONFIG, load_folder, save_folder
 from teachers.passes import plan_passes
 from teachers.protocol import Floats
 from teachers.unisrec import Architecture, UniSRec
@@ -67,15 +67,23 @@ class UniSRecTeacher:
     def load(cls, folder: Path) -> UniSRecTeacher:
         """The tuned teacher in `folder`, on the GPU if there is one."""
         weights, config, digest = load_folder(folder)
-        if config["stage"] != "tuned":
+        if config.get("stage") == "pretrained":
             raise UsageError(
                 f"{folder}: holds a pre-trained teacher that knows no target domain; "
                 f"run `kd-teacher tune unisrec --from {folder}`.",
                 code="teacher.not_tuned",
             )
-        model = model_of(weights, config)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(model, digest, config["dataset"], config["validation"], device)
+        try:
+            model = model_of(weights, config)
+            dataset, quality = config["dataset"], config["validation"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise StoreError(
+                f"{folder / CONFIG}: does not describe the weights beside it ({type(error).__name__}); "
+                f"remove {folder} and tune the teacher again.",
+                code="teacher.damaged",
+            ) from error
+        return cls(model, digest, dataset, quality, device)
 
     def encode_items(self, dataset: Dataset) -> Floats:
         """[V, D] unit vectors."""

@@ -1,24 +1,25 @@
-"""Reads the checkpoints that the authors of UniSRec released; the one place that looks inside a pickle.
+"""Reads the checkpoints that the authors of UniSRec released, `.pth` files of torch.save; no code of a file ever runs.
 
-No code of such a file ever runs. A `.pth` is a zip: its `data.pkl` is decoded by an unpickler whose world consists of
-the handful of names that rebuild tensors; every other class becomes an inert placeholder that keeps nothing. Then the keys
-and shapes must be exactly the released ones: 53 pre-trained, 54 tuned inductively, 55 tuned transductively.
+A `.pth` is a zip: its `data.pkl` is read as plain data (teachers/pickled.py), which says where each tensor's numbers lie. The
+keys and shapes must be exactly the released ones (53 pre-trained, 54 tuned inductively, 55 tuned transductively); only then are
+numbers read, of those tensors alone. A file that claims to be larger than it is gains nothing by that: compressed
+entries, tensors larger than their storage and storages of another size than claimed are refused.
 """
 
 from __future__ import annotations
 
-import collections
-import pickle
+import math
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from cache.errors import InputError
+from cache.errors import CkdError, InputError
+from teachers.pickled import Call, Name, Persistent, read_pickle
 from teachers.unisrec import Architecture, UniSRec
 
 __all__ = ["OFFICIAL", "read_official"]
@@ -26,38 +27,68 @@ __all__ = ["OFFICIAL", "read_official"]
 #: widths of the released UniSRec-FHCKM-300.pth: BERT's CLS vectors in
 OFFICIAL = Architecture(text_width=768)
 
-_MAX_BYTES = 4 << 30
-_DTYPES = {"FloatStorage": np.float32, "LongStorage": np.int64, "DoubleStorage": np.float64}
-_TABLES = ("plm_embedding.weight", "item_embedding.weight")
+_MAX_PICKLE = 4 << 20  # a real one has some 50 kB
+_DTYPES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+}
+_MAX_NUMBERS = 18  # of count, offset, shape and stride: eight dimensions
+_ENCRYPTED = 1  # bit of a zip entry's flags
+_TEXTS, _IDS = "plm_embedding.weight", "item_embedding.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Stored:
+    """A tensor that still lies in the zip: `shape` and `stride` over `count` numbers in data/`key`, from `offset`."""
+
+    key: str
+    dtype: torch.dtype
+    count: int
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
 
 
 def read_official(path: Path) -> dict[str, Tensor]:
-    """The weights of an official UniSRec file, under our layout (no padding row).
+    """The weights of an official UniSRec file in float32, under our layout (no padding row).
 
     Raises:
-        InputError: ``weights.unreadable``, ``weights.hostile``, ``weights.wrong_keys`` (every missing,
-            extra and mis-shaped key is listed).
+        InputError: ``weights.unreadable``, or ``weights.wrong_keys`` (every missing, extra and mis-shaped
+            key is listed).
     """
-    state = _state_dict(path)
-    _check(path, state)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            root, state = _open(archive)
+            _check(path, state)
+            weights = {key: _numbers(archive, root, one) for key, one in state.items()}
+    except CkdError:
+        raise
+    except Exception as error:  # whatever a damaged or hostile file provokes is one sentence
+        cause = _plain(f"{type(error).__name__}: {error}")
+        raise InputError(
+            f"{path}: cannot be read as tensors ({cause}); a .pth file saved by torch.save was expected, "
+            "fetch it again.",
+            code="weights.unreadable",
+        ) from error
     # row 0 of a tuned table is the padding item, which we do not have
-    return {key: value[1:] if key in _TABLES else value for key, value in state.items()}
+    return {key: one[1:].clone() if key in (_TEXTS, _IDS) else one for key, one in weights.items()}
 
 
-def _check(path: Path, state: Mapping[str, Tensor]) -> None:
+def _check(path: Path, state: Mapping[str, _Stored]) -> None:
     expected = {key: tuple(value.shape) for key, value in UniSRec(OFFICIAL).state_dict().items()}
-    items = {state[key].shape[0] for key in _TABLES if key in state and state[key].dim() == 2}
-    if "plm_embedding.weight" in state and len(items) == 1:
-        (rows,) = items
-        expected["plm_embedding.weight"] = (rows, OFFICIAL.text_width)
-        if "item_embedding.weight" in state:
-            expected["item_embedding.weight"] = (rows, OFFICIAL.hidden)
+    if _TEXTS in state:
+        rows = max((2, *state[_TEXTS].shape[:1]))  # the padding item, and one at least
+        expected[_TEXTS] = (rows, OFFICIAL.text_width)
+        if _IDS in state:
+            expected[_IDS] = (rows, OFFICIAL.hidden)
     missing = sorted(expected.keys() - state.keys())
-    extra = sorted(state.keys() - expected.keys())
+    extra = sorted(_plain(key) for key in state.keys() - expected.keys())
     shaped = [
-        f"{key} {tuple(state[key].shape)} instead of {expected[key]}"
+        f"{key} {state[key].shape} instead of {expected[key]}"
         for key in sorted(expected.keys() & state.keys())
-        if tuple(state[key].shape) != expected[key]
+        if state[key].shape != expected[key]
     ]
     if missing or extra or shaped:
         raise InputError(
@@ -68,101 +99,83 @@ def _check(path: Path, state: Mapping[str, Tensor]) -> None:
         )
 
 
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            (name,) = [n for n in archive.namelist() if n.endswith("/data.pkl") or n == "data.pkl"]
-            if sum(info.file_size for info in archive.infolist()) > _MAX_BYTES:
-                raise _refused(path, "holds more than 4 GiB")
-            root = name.removesuffix("data.pkl")
-            with archive.open(name) as stream:
-                value = _Reader(stream, archive, root).load()
-    except (OSError, zipfile.BadZipFile, KeyError, RuntimeError) as error:
-        raise _refused(path, f"cannot be read as a zip of torch tensors ({error})") from error
-    except (
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        EOFError,
-        pickle.UnpicklingError,
-    ) as error:
-        raise _refused(path, f"holds something else than tensors ({error})") from error
-    state = value.get("state_dict", value) if isinstance(value, dict) else None
-    if not isinstance(state, dict):
-        raise _refused(path, "holds no state_dict")
-    bad = [
-        key for key, one in state.items() if not isinstance(key, str) or not isinstance(one, Tensor)
-    ]
-    if bad:
-        raise _refused(path, f"has entries in its state_dict that are no tensors ({bad[:3]})")
-    return dict(state)
+def _open(archive: zipfile.ZipFile) -> tuple[str, dict[str, _Stored]]:
+    """(folder inside the zip, tensors by name)."""
+    entries = archive.infolist()
+    if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & _ENCRYPTED for e in entries):
+        raise ValueError("it holds compressed or encrypted entries, which torch.save never writes")
+    pickles = [e for e in entries if e.filename.rpartition("/")[2] == "data.pkl"]
+    if len(pickles) != 1 or pickles[0].file_size > _MAX_PICKLE:
+        raise ValueError(f"one data.pkl of at most {_MAX_PICKLE >> 20} MiB expected")
+    root = pickles[0].filename.removesuffix("data.pkl")
+    order = f"{root}byteorder"
+    if order in archive.namelist() and archive.read(order) != b"little":
+        raise ValueError("its numbers are not little-endian")
+    value = _entries(read_pickle(archive.read(pickles[0])))
+    state = {key: _tensor(one) for key, one in _entries(value.get("state_dict", value)).items()}
+    if odd := sorted(_plain(key) for key, one in state.items() if one is None):
+        raise ValueError(
+            f"its state_dict has entries that are no dense tensors of floats: {odd[:3]}"
+        )
+    return root, {key: one for key, one in state.items() if one is not None}
 
 
-def _refused(path: Path, what: str) -> InputError:
-    return InputError(
-        f"{path}: {what}; a .pth file saved by torch.save was expected.", code="weights.unreadable"
-    )
+def _entries(value: Any) -> dict[str, Any]:
+    """Of a dict or an OrderedDict."""
+    if isinstance(value, Call) and value.function == Name("collections", "OrderedDict"):
+        return value.entries
+    if not isinstance(value, dict):
+        raise ValueError("it holds no state_dict")
+    return value
 
 
-class _Inert:
-    """Stands for any object of a class that we do not know. Takes everything, keeps nothing, does nothing."""
-
-    def __new__(cls, *args: object, **kwargs: object) -> _Inert:
-        return super().__new__(cls)
-
-    def __init__(self, *args: object, **kwargs: object) -> None: ...
-
-    def __setstate__(self, state: object) -> None: ...
-
-    def __setitem__(self, key: object, value: object) -> None: ...
-
-    def append(self, value: object) -> None: ...
-
-    def extend(self, values: object) -> None: ...
-
-
-class _Reader(pickle.Unpickler):
-    """An unpickler that can name nothing but what tensors are made of."""
-
-    def __init__(self, stream: IO[bytes], archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(stream)
-        self._archive = archive
-        self._root = root
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Only these names mean themselves; a storage type is its name, anything else is inert."""
-        known: dict[tuple[str, str], Callable[..., Any]] = {
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-        }
-        if module == "torch" and name in _DTYPES:
-            return name
-        return known.get((module, name), _Inert)
-
-    def persistent_load(self, pid: Any) -> Any:
-        """A storage: numbers from a file of the zip."""
-        kind, dtype, key, _device, count = pid
-        if kind != "storage" or dtype not in _DTYPES or not str(key).isalnum():
-            raise ValueError(f"storage {str(pid)[:80]}")
-        data = self._archive.read(f"{self._root}data/{key}")
-        numbers = np.frombuffer(data, _DTYPES[dtype])
-        if len(numbers) != count:
-            raise ValueError(f"storage {key} has {len(numbers)} numbers, {count} expected")
-        return numbers
+def _tensor(value: Any) -> _Stored | None:
+    """What a pickled tensor or parameter says of itself; None where it is neither."""
+    match value:
+        case Call(function=Name("torch._utils", "_rebuild_parameter"), arguments=(data, *_)):
+            value = data
+    match value:
+        case Call(
+            function=Name("torch._utils", "_rebuild_tensor_v2"),
+            arguments=(
+                Persistent(("storage", Name("torch", str(kind)), str(key), _, int(count))),
+                int(offset),
+                tuple(shape),
+                tuple(stride),
+                *_,
+            ),
+        ) if kind in _DTYPES:
+            numbers = (count, offset, *shape, *stride)
+            sound = len(numbers) <= _MAX_NUMBERS and all(type(n) is int for n in numbers)
+            if (
+                len(shape) != len(stride)
+                or not sound
+                or not 0 <= min(numbers) <= max(numbers) < 1 << 62
+            ):
+                raise ValueError("a tensor has a shape that is none")
+            last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+            if math.prod(shape) > count or (0 not in shape and last >= count):
+                raise ValueError("a tensor reaches beyond its storage")
+            return _Stored(
+                key=key,
+                dtype=_DTYPES[kind],
+                count=count,
+                offset=offset,
+                shape=shape,
+                stride=stride,
+            )
+    return None
 
 
-def _rebuild_tensor(
-    numbers: Any, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: object
-) -> Tensor:
-    if not isinstance(numbers, np.ndarray):
-        raise TypeError("a tensor over something that is no storage")
-    last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
-    if min((offset, *shape, *stride), default=0) < 0 or (0 not in shape and last >= len(numbers)):
-        raise ValueError(f"a tensor of shape {shape} that reaches beyond its storage")
-    return torch.as_strided(torch.from_numpy(numbers.copy()), shape, stride, offset).clone()
+def _numbers(archive: zipfile.ZipFile, root: str, one: _Stored) -> Tensor:
+    data = bytearray(archive.read(f"{root}data/{one.key}"))
+    if len(data) != one.count * one.dtype.itemsize:
+        raise ValueError(f"a storage has {len(data):,} bytes, {one.count:,} numbers expected")
+    flat = torch.frombuffer(data, dtype=one.dtype)
+    return flat.as_strided(one.shape, one.stride, one.offset).to(torch.float32, copy=True)
 
 
-def _rebuild_parameter(tensor: Tensor, *_: object) -> Tensor:
-    return tensor
+def _plain(text: str) -> str:
+    """Safe to print: a file's own words may hold line ends and control characters."""
+    shown = text if text.isprintable() else ascii(text)
+    return shown if len(shown) <= 100 else f"{shown[:100]}..."

@@ -1,0 +1,105 @@
+"""RecBole 1.2.1's SASRec behind a pipe: trains and evaluates on command. Runs in .venv-peers, never in the product's.
+
+    recbole_peer.py DATA_PATH DATASET CONFIG_JSON       commands and answers are lines of JSON on stdin and stdout
+
+Everything is RecBole's own: dataset, prefix augmentation, data loaders, model, `Trainer._train_epoch` and
+`Trainer.evaluate`, with its default configuration but for what CONFIG_JSON says. RecBole 1.2.1 was written for numpy 1:
+the three names that numpy 2 took away are put back before it is imported; nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+np.float_, np.complex_, np.unicode_ = np.float64, np.complex128, np.str_
+warnings.simplefilter("ignore")
+
+import torch  # noqa: E402
+from recbole.config import Config  # noqa: E402
+from recbole.data import create_dataset, data_preparation  # noqa: E402
+from recbole.model.sequential_recommender.sasrec import SASRec  # noqa: E402
+from recbole.trainer import Trainer  # noqa: E402
+from recbole.utils import init_seed  # noqa: E402
+
+
+class Peer:
+    """The model and its trainer."""
+
+    def __init__(self, data_path: str, dataset: str, settings: dict[str, Any]) -> None:
+        config = Config("SASRec", dataset, config_dict={"data_path": data_path, **settings})
+        init_seed(config["seed"], config["reproducibility"])
+        self.dataset = create_dataset(config)
+        self.train_data, _, self.test_data = data_preparation(config, self.dataset)
+        self.model = SASRec(config, self.train_data.dataset).to(config["device"])
+        self.trainer = Trainer(config, self.model)
+        self.trainer.eval_collector.data_collect(self.train_data)
+        self.batches = self._batches()
+        self.trained = 0
+
+    def _batches(self) -> Iterator[Any]:
+        """Epoch after epoch, shuffled by RecBole's loader."""
+        while True:
+            for batch in self.train_data:
+                self.trained += len(batch)
+                yield batch
+
+    def train(self, batches: int) -> dict[str, Any]:
+        """Go on with the epoch for so many batches, by the trainer's own loop."""
+        before = self.trained
+        self.trainer._train_epoch(islice(self.batches, batches), 0)
+        return {"instances": self.trained - before}
+
+    def evaluate(self) -> dict[str, Any]:
+        """Full-sort evaluation of the test items, metrics included."""
+        found = self.trainer.evaluate(self.test_data, load_best_model=False)
+        return {"metrics": {name: float(value) for name, value in found.items()}}
+
+    def load(self, weights: str) -> dict[str, Any]:
+        """Take over weights of RecBole's names, but with item rows in the order of the item tokens 0, 1, ..."""
+        with np.load(weights) as file:
+            found = {name: torch.from_numpy(file[name]) for name in file.files}
+        rows = found["item_embedding.weight"]
+        tokens = self.dataset.id2token("item_id", np.arange(1, len(rows) + 1)).astype(np.int64)
+        padding = torch.zeros(1, rows.shape[1])
+        found["item_embedding.weight"] = torch.cat([padding, rows[torch.from_numpy(tokens)]])
+        self.model.load_state_dict(found)
+        return {}
+
+    def facts(self) -> dict[str, Any]:
+        """What is compared, for the other side to check."""
+        return {
+            "instances": len(self.train_data.dataset),
+            "batches": len(self.train_data),
+            "users": len(self.test_data.dataset),
+            "items": self.dataset.item_num - 1,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "torch": torch.__version__,
+        }
+
+
+def main() -> None:
+    """Answer until the pipe closes."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever RecBole prints is no answer
+    data_path, dataset, settings = sys.argv[1:]
+    del sys.argv[1:]  # RecBole reads settings from there too
+    peer = Peer(data_path, dataset, json.loads(settings))
+    for line in sys.stdin:
+        command = json.loads(line)
+        torch.set_num_threads(command.pop("threads"))
+        work = getattr(peer, command.pop("do"))
+        start = time.perf_counter()
+        answer = work(**command)
+        answer["seconds"] = time.perf_counter() - start
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

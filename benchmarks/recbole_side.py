@@ -1,0 +1,126 @@
+"""RecBole in a process and a virtual environment of its own, for the benchmarks that are held against it.
+
+    python benchmarks/recbole_side.py       makes .venv-peers at the root of the checkout (about a minute, from PyPI)
+
+The benchmarks make it themselves on first use. Both sides get the same torch, interactions, batch size, sizes and loss;
+what else RecBole does stays as it is by default.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import venv
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cache.dataset import Dataset
+
+__all__ = ["RecBole", "recbole"]
+
+_ROOT = Path(__file__).resolve().parents[1]
+_PEERS = Path(__file__).resolve().parent / "peers"
+_VENV = _ROOT / ".venv-peers"
+_PYTHON = _VENV / "bin" / "python"
+_VERSION = "recbole==1.2.1"
+
+#: what both sides share; everything else is RecBole's default (SASRec.yaml, overall.yaml)
+SETTINGS = {
+    "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
+    "train_batch_size": 512,
+    "train_neg_sample_args": None,  # none, as its full softmax wants it
+    "loss_type": "CE",
+    "hidden_size": 64,
+    "n_layers": 2,
+    "n_heads": 2,
+    "eval_args": {
+        "split": {"LS": "valid_and_test"},
+        "group_by": "user",
+        "order": "TO",
+        "mode": "full",
+    },
+    "metrics": ["Recall", "NDCG"],
+    "topk": [5, 10, 20],
+    "valid_metric": "NDCG@10",
+    "metric_decimal_place": 6,
+    "use_gpu": False,
+    "show_progress": False,
+}
+
+
+def install() -> None:
+    """Make .venv-peers unless it is there; ends the benchmark with status 2 where PyPI cannot be reached."""
+    stamp = _VENV / ".installed"
+    wanted = _VERSION + "\n" + (_PEERS / "requirements.txt").read_text()
+    if stamp.is_file() and stamp.read_text() == wanted:
+        return
+    print(f"# installing {_VERSION} into {_VENV}", file=sys.stderr, flush=True)
+    venv.create(_VENV, with_pip=True, clear=True)
+    pip = [str(_PYTHON), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    constraints = ["-c", str(_ROOT / "constraints.txt")]
+    for what in (["-r", str(_PEERS / "requirements.txt")], ["--no-deps", _VERSION]):
+        if subprocess.run([*pip, *constraints, *what], check=False).returncode:
+            print(f"{' '.join(what)}: could not be installed; not run.", file=sys.stderr)
+            raise SystemExit(2)
+    stamp.write_text(wanted)
+
+
+class RecBole:
+    """A running RecBole; commands are those of peers/recbole_peer.py."""
+
+    def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
+        self._process = process
+        self._log = log
+
+    def ask(self, do: str, threads: int, **command: Any) -> dict[str, Any]:
+        """The answer, with the seconds that the work took."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        line = json.dumps({"do": do, "threads": threads, **command}) + "\n"
+        try:
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+            answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        except (OSError, ValueError) as error:
+            self._process.kill()
+            told = self._log.read_text(errors="replace")[-2000:]
+            print(f"{told}\nRecBole ended at {do!r}.", file=sys.stderr)
+            raise SystemExit(1) from error
+        return answer
+
+
+@contextmanager
+def recbole(dataset: Dataset, folder: Path) -> Iterator[RecBole]:
+    """RecBole on the interactions of `dataset`, in an atomic file under `folder`."""
+    install()
+    home = folder / "recbole"
+    (home / "toys").mkdir(parents=True, exist_ok=True)
+    with (home / "toys" / "toys.inter").open("w") as file:
+        file.write("user_id:token\titem_id:token\ttimestamp:float\n")
+        for user in range(dataset.num_users):
+            for position, item in enumerate(dataset.sequence(user)):
+                file.write(f"{user}\t{item}\t{position}\n")
+    settings = {**SETTINGS, "MAX_ITEM_LIST_LENGTH": dataset.max_length}
+    script = [str(_PYTHON), str(_PEERS / "recbole_peer.py"), str(home), "toys"]
+    log = home / "log.txt"
+    with (
+        log.open("w") as errors,
+        subprocess.Popen(
+            [*script, json.dumps(settings)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=home,  # it leaves folders where it stands
+        ) as process,
+    ):
+        yield RecBole(process, log)
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+if __name__ == "__main__":
+    install()
