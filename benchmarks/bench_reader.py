@@ -11,13 +11,13 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import zarr
+from timing import goal, ratios, turns
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -28,6 +28,7 @@ from cache.store import Store
 from pipeline.build import build
 from tests.fakes import TableTeacher
 
+NAME, WHAT = "reader", "speed of read_into, verified,"
 SLOTS = 512
 
 
@@ -56,33 +57,6 @@ def plan_of(path: Path, dataset: Dataset) -> Plan:
     ]
     settings = {"batch_size": SLOTS, "buckets": 1, "rounds": 1}
     return write_plan(path, dataset, instances=instances, batches=batches, settings=settings)
-
-
-def seconds(work: Callable[[int], object], chosen: list[int]) -> float:
-    start = time.perf_counter()
-    for index in chosen:
-        work(index)
-    return time.perf_counter() - start
-
-
-def ratio(
-    other: Callable[[int], object], ours: Callable[[int], object], chosen: list[int], *, first: int
-) -> float:
-    """Seconds of `other` over seconds of `ours`; who goes first changes from round to round."""
-    taken = {}
-    for work in (other, ours) if first else (ours, other):
-        taken[work] = seconds(work, chosen)
-    return taken[other] / taken[ours]
-
-
-def report(what: str, against: str, ratios: list[float], bar: float) -> bool:
-    median = float(np.median(ratios))
-    verdict = "kept" if median >= bar else "short"
-    print(
-        f"reader  {what} against {against}  median ratio {median:.2f} "
-        f"({min(ratios):.2f}..{max(ratios):.2f})  bar {bar:g}  {verdict}"
-    )
-    return median >= bar
 
 
 def main() -> int:
@@ -125,16 +99,19 @@ def compare(reader: ScoreReader, rounds: int) -> int:
         rows, width = reader.shape(index)
         if not np.array_equal(stock[index, :rows, :width], reader.read_into(index, buffer)):
             raise SystemExit(f"batch {index}: zarr-python and the reader disagree")
-    to_memcpy, to_zarr = [], []
-    for number in range(rounds):
-        chosen = [int(i) for i in rng.integers(0, len(reader), len(reader))]
-        to_memcpy.append(ratio(memcpy, ours, chosen, first=number % 2))
-        to_zarr.append(ratio(by_zarr, ours, chosen[:40], first=number % 2))
+    chosen = rng.integers(0, len(reader), (rounds, len(reader))).tolist()
+
+    def over(work: Callable[[int], None], batches: int) -> Callable[[int], object]:
+        """A contender that reads the round's batches, the same as its rivals in that round."""
+        return lambda number: [work(index) for index in chosen[number][:batches]]
+
+    bare_s, ours_s = turns([over(memcpy, len(reader)), over(ours, len(reader))], rounds)
+    zarr_s, few_s = turns([over(by_zarr, 40), over(ours, 40)], rounds)
     kept = [
-        report("read_into, verified,", "memcpy of the same bytes", to_memcpy, 0.5),
-        report("read_into, verified,", "zarr-python on the same files", to_zarr, 10),
+        goal(NAME, WHAT, "memcpy of the same bytes", ratios(bare_s, ours_s), at_least=0.5),
+        goal(NAME, WHAT, "zarr-python on the same files", ratios(zarr_s, few_s), at_least=10),
     ]
-    return 0 if all(kept) else 1
+    return int(not all(kept))
 
 
 if __name__ == "__main__":

@@ -18,45 +18,18 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
+from epochs import epochs
 from real_data import scientific_store
 from recbole_side import RecBole, recbole
 from timing import goal, turns
 
 from cache.store import Store
-from student.loop import RunState, TrainSettings, make_optimizer, train
-from student.sasrec import SASRec, SASRecConfig
 
 NAME = "sasrec"
 BAR = 10
-
-
-def epochs(store: Store) -> Callable[[int], object]:
-    """Trains one more epoch each time it is called."""
-    torch.manual_seed(0)
-    model = SASRec(SASRecConfig(max_length=store.dataset.max_length), store.dataset.num_items)
-    settings = TrainSettings(curriculum=False)
-    optimizer = make_optimizer(model, settings)
-    state = RunState()
-
-    def epoch(number: int) -> None:
-        state.finished = False
-        train(
-            model,
-            store.dataset,
-            store.plan,
-            (),
-            replace(settings, epochs=state.epoch + 1),
-            validate=lambda: 0.0,
-            state=state,
-            optimizer=optimizer,
-        )
-
-    return epoch
 
 
 def compare(store: Store, peer: RecBole, threads: int, rounds: int) -> bool:

@@ -87,8 +87,12 @@ def fit_command(
         typer.Option(help="Cross-entropy over all items, or over the batch's (eq. 6)."),
     ] = _DEFAULT.ce,
     curriculum: Annotated[
-        bool, typer.Option("--curriculum/--no-curriculum", help="Begin with algorithm 1's stages.")
-    ] = _DEFAULT.curriculum,
+        bool | None,
+        typer.Option(
+            "--curriculum/--no-curriculum",
+            help="Begin with algorithm 1's stages; by default the student does, the base does not.",
+        ),
+    ] = None,
     epochs_per_stage: Annotated[
         int, typer.Option(help="Epochs in each curriculum stage.", min=1)
     ] = _DEFAULT.epochs_per_stage,
@@ -140,7 +144,6 @@ def fit_command(
         kd_weight=kd_weight,
         kl=kl,
         ce=ce,
-        curriculum=curriculum,
         epochs_per_stage=epochs_per_stage,
         epochs=epochs,
         patience=patience,
@@ -150,7 +153,8 @@ def fit_command(
     )
     kinds: list[tuple[str, Sequence[ScoreReader], TrainSettings]] = []
     if compare or not distill:
-        kinds.append(("base", (), replace(base, join=None)))
+        # stages are a part of the method: the base is what one would train without it
+        kinds.append(("base", (), replace(base, curriculum=bool(curriculum))))
     if distill:
         names = list(dict.fromkeys(teacher or store.names))
         if not names:
@@ -167,7 +171,9 @@ def fit_command(
             consistency=consistency,
             epsilon=tolerated,
         )
-        kinds.append(("distilled", taught, replace(base, join=join)))
+        kinds.append(
+            ("distilled", taught, replace(base, join=join, curriculum=curriculum is not False))
+        )
     runs: dict[str, list[Run]] = {}
     for kind, readers, settings in kinds:
         for number in range(seed, seed + seeds):
@@ -257,6 +263,7 @@ def _fit_one(
 def _print(store: Store, runs: dict[str, list[Run]]) -> None:
     """A row a metric: mean and spread over seeds, and with two kinds what the second gained."""
     both = len(runs) == 2
+    picked = [np.array([run.record["validation"]["ndcg@10"] for run in r]) for r in runs.values()]
     rows = []
     for name in _METRICS:
         values = [np.array([run.test[name] for run in some]) for some in runs.values()]
@@ -267,6 +274,8 @@ def _print(store: Store, runs: dict[str, list[Run]]) -> None:
             change = f"{after / before - 1:+.1%}" if before else "n/a"
             row += [change, _p_value(paired_p_value(ours, base))]
         rows.append(row)
+    # what settings are chosen by
+    rows.append(["validation ndcg@10", *map(_spread, picked), *(["", ""] if both else [])])
     some = next(iter(runs.values()))
     legend = ["p: paired t-test over users"] if both else []
     if len(some) > 1:

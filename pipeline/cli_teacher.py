@@ -253,7 +253,8 @@ def import_command(
 @contextlib.contextmanager
 def _progress(folder: Path) -> Iterator[console.Report]:
     """Progress of a training run, with a line for each epoch where it goes to a log."""
-    if (folder / CHECKPOINT).is_file():
+    begun = (folder / CHECKPOINT).is_file()
+    if begun:
         console.note(f"{folder}: goes on from its last whole epoch")
     told = ""
     with console.progress(folder.name) as report:
@@ -261,8 +262,9 @@ def _progress(folder: Path) -> Iterator[console.Report]:
         def watch(done: float, total: float, text: str = "") -> None:
             nonlocal told
             if text.startswith("loss ") and text != told:
+                if told or not begun:  # what was told before the stop is not told again
+                    console.log(f"{folder}: epoch {int(done)}, {text}")
                 told = text
-                console.log(f"{folder}: epoch {int(done)}, {text}")
             report(done, total, text)
 
         yield watch

@@ -64,6 +64,8 @@ def train(
     identity: Mapping[str, Any],
     validate: Callable[[], float] | None = None,
     report: Report = lambda done, total, note: None,
+    schedule: Callable[[int], float] | None = None,
+    clip: float | None = None,
 ) -> Trained:
     """Train until validation stops improving, or for all epochs where there is none.
 
@@ -73,6 +75,8 @@ def train(
         checkpoint: file to keep between epochs; gone on from if it is there, removed by the caller.
         identity: what the run is; a checkpoint of another is refused.
         validate: NDCG@10 as the model stands.
+        schedule: share of the learning rate at each step, counted from 0.
+        clip: largest norm of the gradients.
 
     Raises:
         TeacherError: ``teacher.diverged`` when the loss is no number.
@@ -96,6 +100,11 @@ def train(
                 loss = loss_of()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
+            if clip is not None:
+                nn.utils.clip_grad_norm_(trained, clip)
+            if schedule is not None:
+                for group in optimizer.param_groups:
+                    group["lr"] = recipe.learning_rate * schedule(state["step"])
             optimizer.step()
             total += loss.detach() * count
             seen += count

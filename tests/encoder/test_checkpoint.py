@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -250,8 +249,6 @@ def test_two_tensors_that_changed_places_are_refused(tmp_path: Path) -> None:
     weights = {"a": torch.full((4,), 1.0), "b": torch.full((4,), 2.0)}
     save_weights(tmp_path / "w", weights, {})
     data = (tmp_path / "w").read_bytes()
-    for one, other in itertools.permutations((-32, -16)):
-        assert data[one : one + 16 or None] != data[other : other + 16 or None]
     (tmp_path / "w").write_bytes(data[:-32] + data[-16:] + data[-32:-16])
     with pytest.raises(StoreError, match="its content is not what was written"):
         load_weights(tmp_path / "w")

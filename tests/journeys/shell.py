@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 SCRIPTS = Path(sys.executable).parent
 LIMIT = 120  # seconds; a guard against hanging, not a claim
@@ -72,52 +73,91 @@ def typed(folder: Path, line: str, *, expect: int | None = 0, **env: str) -> Don
 
 def quick(folder: Path, line: str, *, expect: int | None = 0, **env: str) -> Done:
     """The same in a fork; what it prints goes through files beside `folder`."""
-    out, err = (folder.parent / f".{folder.name}.{end}" for end in ("out", "err"))
-    fork = _forks.Process(
-        target=_in_fork, args=(words(line), folder, environment(**env), out, err), daemon=True
-    )
-    fork.start()
+    fork = forked(folder, line, **env)
     fork.join(LIMIT)
     if fork.exitcode is None:
         fork.kill()
         raise TimeoutError(line)
-    return _checked(line, Done(fork.exitcode, out.read_text(), err.read_text()), expect)
+    out, err = (path.read_text() for path in _outputs(folder))
+    return _checked(line, Done(fork.exitcode, out, err), expect)
+
+
+def forked(folder: Path, line: str, err: Any = None, **env: str) -> Any:
+    """A command on its way in a fork: a multiprocessing.Process."""
+    out, beside = _outputs(folder)
+    fork = _forks.Process(
+        target=_in_fork,
+        args=(words(line), folder, environment(**env), out, err or beside),
+        daemon=True,
+    )
+    with mock.patch.dict(os.environ, OMP_NUM_THREADS="1"):  # the server that forks is started once
+        fork.start()
+    return fork
+
+
+class Started:
+    """A command on its way, its standard error to be read line by line."""
+
+    def __init__(self, folder: Path, line: str, *, script: bool) -> None:
+        self._script: subprocess.Popen[str] | None = None
+        if script:
+            self._script = subprocess.Popen(
+                words(line),
+                cwd=folder,
+                env=environment(),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            assert self._script.stderr is not None
+            self._said = self._script.stderr
+        else:
+            here, there = _forks.Pipe(duplex=False)
+            self._fork = forked(folder, line, there)
+            there.close()
+            self._said = os.fdopen(os.dup(here.fileno()))
+            here.close()
+
+    def until(self, pattern: str) -> None:
+        """Read up to the first line that `pattern` is found in."""
+        read = ""
+        for line in self._said:
+            read += line
+            if re.search(pattern, line):
+                return
+        raise AssertionError(f"it ended before {pattern!r} came: {read}")
+
+    def stop(self, number: signal.Signals) -> tuple[int, list[str]]:
+        """Send a signal; (exit status, what it still said)."""
+        process = self._script or self._fork
+        os.kill(process.pid, number)
+        lines = self._said.read().splitlines()
+        self._said.close()
+        if self._script:
+            return self._script.wait(LIMIT), lines
+        self._fork.join(LIMIT)
+        return self._fork.exitcode, lines
+
+    def end(self) -> None:
+        """Kill it if it is still there."""
+        process = self._script or self._fork
+        process.kill()
+        (self._script.wait if self._script else self._fork.join)(LIMIT)
+        self._said.close()
 
 
 @contextmanager
-def started(folder: Path, line: str, **env: str) -> Iterator[subprocess.Popen[str]]:
-    """A command on its way, its standard error to be read line by line; killed at the end."""
-    process = subprocess.Popen(
-        words(line),
-        cwd=folder,
-        env=environment(**env),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def started(folder: Path, line: str, *, script: bool = False) -> Iterator[Started]:
+    """A command that is killed at the end of the block: the installed script, or a fork."""
+    command = Started(folder, line, script=script)
     try:
-        yield process
+        yield command
     finally:
-        process.kill()
-        process.communicate(timeout=LIMIT)
+        command.end()
 
 
-def until(process: subprocess.Popen[str], pattern: str) -> str:
-    """Read standard error up to the first line that `pattern` is found in."""
-    assert process.stderr is not None
-    read = ""
-    for line in process.stderr:
-        read += line
-        if re.search(pattern, line):
-            return line
-    raise AssertionError(f"it ended with {process.wait(LIMIT)} before {pattern!r} came: {read}")
-
-
-def stop(process: subprocess.Popen[str], number: signal.Signals) -> tuple[int, list[str]]:
-    """Send a signal; (exit status, what it still said)."""
-    process.send_signal(number)
-    _, err = process.communicate(timeout=LIMIT)
-    return process.returncode, err.splitlines()
+def _outputs(folder: Path) -> tuple[Path, Path]:
+    return folder.parent / f".{folder.name}.out", folder.parent / f".{folder.name}.err"
 
 
 def _checked(line: str, done: Done, expect: int | None) -> Done:
@@ -131,8 +171,12 @@ def _in_fork(argv: list[str], folder: Path, env: Mapping[str, str], out: Path, e
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
-    for number, path in ((0, Path(os.devnull)), (1, out), (2, err)):
-        flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if number else 0)
-        os.dup2(os.open(path, flags, 0o600), number)
+    for number, target in ((0, Path(os.devnull)), (1, out), (2, err)):
+        if isinstance(target, Path):
+            flags = os.O_RDWR | os.O_CREAT | (os.O_TRUNC if number else 0)
+            os.dup2(os.open(target, flags, 0o600), number)
+        else:  # a pipe
+            os.dup2(target.fileno(), number)
+            target.close()
     sys.argv = argv
     runpy.run_path(argv[0], run_name="__main__")

@@ -93,10 +93,13 @@ def test_compare_prints_base_student_change_and_p_over_seeds(home: Path) -> None
     done = quick(home, f"{FIT} --compare --seeds 2 --out two")
     head, *rows = cells(done.out)
     assert head == ["", "SASRec base", "SASRec distilled", "change", "p"]
-    assert [row[0] for row in rows] == METRICS
+    assert [row[0] for row in rows] == [*METRICS, "validation ndcg@10"]
     assert "mean ± standard deviation of 2 seeds; p: paired t-test over users" in done.out
     kinds = ("base", "distilled")
     runs = {kind: [home / f"two/sasrec-{kind}/seed-{seed}" for seed in (0, 1)] for kind in kinds}
+    for kind, shown in zip(kinds, rows.pop()[1:], strict=False):
+        values = [record(run)["validation"]["ndcg@10"] for run in runs[kind]]
+        assert shown.startswith(f"{sum(values) / 2:.4f} ±")
     for metric, *told in rows:
         users = {}
         for kind, shown in zip(kinds, told, strict=False):
@@ -112,10 +115,14 @@ def test_compare_prints_base_student_change_and_p_over_seeds(home: Path) -> None
         assert float(told[3]) == pytest.approx(p, abs=0.0005)
 
 
-def test_base_and_student_differ_by_the_teachers_alone(home: Path) -> None:
+def test_base_and_student_differ_by_teachers_and_stages_alone(home: Path) -> None:
     quick(home, f"{FIT} --compare --out two")
     base, ours = (record(home / f"two/sasrec-{kind}/seed-0") for kind in ("base", "distilled"))
     shared = {key: value for key, value in ours["identity"].items() if key in base["identity"]}
+    assert (shared.pop("train.curriculum"), base["identity"].pop("train.curriculum")) == (
+        True,
+        False,
+    )
     assert shared == base["identity"]
     more = ours["identity"].keys() - base["identity"].keys()
     assert {key.partition(".")[0] for key in more} == {"join", "scores"}
@@ -138,6 +145,7 @@ def test_evaluate_finds_again_what_fit_found(road: Road) -> None:
         assert shown == {part: {name: round(value, 4) for name, value in found[key].items()}}
     assert quick(road.path, line).out == quick(road.path, f"{line} --part test").out
     fitted = {row[0]: float(row[1]) for row in cells(road.said["fit"].out)[1:]}
+    assert fitted.pop("validation ndcg@10") == round(found["validation"]["ndcg@10"], 4)
     assert fitted == printed(quick(road.path, line).out)["test"]
 
 

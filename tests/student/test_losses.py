@@ -314,20 +314,20 @@ def test_under_bfloat16_autocast_only_the_students_own_products_are_rounded(
     full: bool, kl: Direction, lent: bool
 ) -> None:
     case = Case(11)
-    mixing = torch.nn.Linear(WIDTH, WIDTH).double().requires_grad_(False)
-    users, table = case.users, case.table
+    layer = torch.nn.Linear(WIDTH, WIDTH).requires_grad_(False)
     workspace = torch.empty(SLOTS, ITEMS if full else COLUMNS) if lent else None
-    narrow = [one.detach().float().requires_grad_() for one in (users, table)]
+    narrow = [one.detach().float().requires_grad_() for one in (case.users, case.table)]
     with torch.autocast("cpu", torch.bfloat16):
-        case.users, case.table = mixing.float()(narrow[0]), narrow[1]
+        case.users, case.table = layer(narrow[0]), narrow[1]
         assert case.users.dtype == torch.bfloat16
         got = case.fused(full=full, weight=5.0, kl=kl, workspace=workspace)
         slopes = torch.autograd.grad(got[0], narrow, retain_graph=True)  # within
     assert all(map(torch.equal, torch.autograd.grad(got[0], narrow), slopes))  # and outside
     assert {one.dtype for one in (*got, *slopes)} == {torch.float32}
     # the users as the rounded layer gave them, everything after it in float64
-    wide = [case.users.detach().double(), table]
-    case.users, case.table = (one.detach().clone().requires_grad_() for one in wide)
+    case.users, case.table = (
+        one.detach().double().requires_grad_() for one in (case.users, case.table)
+    )
     expected = case.composed(full=full, weight=5.0, kl=kl)
     for one, other in zip(got, expected, strict=True):
         assert one.item() == pytest.approx(plain(other), rel=1e-5)

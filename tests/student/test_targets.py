@@ -1,4 +1,4 @@
-"""Batches made ready ahead: the same in any case, errors where they belong, no thread left behind; the teachers' weights."""
+"""Batches made ready ahead: the same in any case, errors where they belong, no thread left behind."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cache.errors import StoreError, UsageError
+from cache.errors import StoreError
 from cache.plan import Batch, Plan
 from student.consistency import join, retemper
-from student.targets import JoinSettings, Prepared, join_settings, prepared, target_of
+from student.targets import Prepared, join_settings, prepared, target_of
 from tests.student.known import Ground, KnownScores
 
 THREAD = "prepare-batches"
@@ -235,7 +235,7 @@ def test_no_more_than_asked_for_is_held(
     for taken in range(1, 4):
         next(batches)
         full.clear()
-        assert full.wait(timeout=60)
+        assert full.wait(timeout=20)
         # those taken, those that wait, and one in the hand of the thread
         assert len(reader.asked) == taken + max(1, ahead) + 1
     batches.close()
@@ -338,7 +338,7 @@ def test_an_iterator_lost_in_a_cycle_may_be_collected_by_its_own_thread(
     class Order(list):  # read by the thread
         def __iter__(self) -> Iterator[int]:
             yield 0
-            assert lost.wait(timeout=60)
+            assert lost.wait(timeout=20)
             gc.collect()
             yield 1
 
@@ -351,7 +351,7 @@ def test_an_iterator_lost_in_a_cycle_may_be_collected_by_its_own_thread(
         cycle.append(cycle)
         del batches, cycle
         lost.set()
-        thread.join(timeout=60)
+        thread.join(timeout=20)
     finally:
         gc.enable()
     assert not thread.is_alive()
@@ -390,71 +390,3 @@ def test_scores_that_are_no_numbers_are_refused_not_blamed_on_the_student(
     with pytest.raises(StoreError, match=r"batch 2: the scores of teacher0.* not a number") as told:
         list(prepared(dataset, plan, [1, 2], readers, join_settings(readers, tau=0.3)))
     assert told.value.code == "store.not_finite"
-
-
-# ------------------------------------------------------------------------------------- default weights
-
-
-def test_default_weights_are_proportional_to_the_teachers_quality(ground: Ground) -> None:
-    _, plan = ground
-    readers = [KnownScores(plan, name=n, quality=q) for n, q in (("a", 0.06), ("b", 0.02))]
-    settings = join_settings(readers)
-    assert settings.weights == pytest.approx((0.75, 0.25))
-    assert settings == JoinSettings(
-        tau=0.5, weights=settings.weights, consistency="pair", epsilon="0.8q"
-    )
-
-
-@pytest.mark.parametrize("qualities", [(0.06, None), (None, None), (0.0, 0.0)])
-def test_default_weights_are_equal_where_a_quality_is_unknown(
-    ground: Ground, qualities: tuple[float | None, ...]
-) -> None:
-    _, plan = ground
-    readers = [KnownScores(plan, name=str(k), quality=q) for k, q in enumerate(qualities)]
-    assert join_settings(readers).weights == (0.5, 0.5)
-
-
-def test_a_teacher_known_to_be_worthless_has_no_weight(ground: Ground) -> None:
-    _, plan = ground
-    readers = [KnownScores(plan, name=n, quality=q) for n, q in (("a", 0.06), ("b", 0.0))]
-    assert join_settings(readers).weights == (1.0, 0.0)
-
-
-def test_weights_that_are_given_are_scaled_to_shares_in_the_readers_order(ground: Ground) -> None:
-    _, plan = ground
-    readers = [KnownScores(plan, name=n, quality=0.1) for n in ("b", "a")]
-    assert join_settings(readers, weights={"a": 1, "b": 3}).weights == (0.75, 0.25)
-    assert join_settings(readers, weights={"a": 0, "b": 3}).weights == (1.0, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("weights", "told"),
-    [
-        ({"a": 1.0}, r"weights are given for \['a'\], the teachers are \['a', 'b'\]"),
-        ({"a": 1.0, "b": 1.0, "c": 1.0}, r"for \['a', 'b', 'c'\], the teachers are \['a', 'b'\]"),
-        ({"a": 1.0, "c": 1.0}, r"weights are given for \['a', 'c'\]"),
-        ({"a": 2.0, "b": -1.0}, r"weights {'a': 2.0, 'b': -1.0} found"),
-        ({"a": 0.0, "b": 0.0}, "not all 0 expected"),
-        ({"a": math.inf, "b": 1.0}, "finite numbers from 0"),
-        ({"a": math.nan, "b": 1.0}, "finite numbers from 0"),
-        ({"a": 1.0, "b": math.nan}, "finite numbers from 0"),
-    ],
-)
-def test_weights_that_are_no_shares_of_these_teachers_are_refused(
-    ground: Ground, weights: dict[str, float], told: str
-) -> None:
-    _, plan = ground
-    readers = [KnownScores(plan, name=n, quality=0.1) for n in ("a", "b")]
-    with pytest.raises(UsageError, match=told) as refusal:
-        join_settings(readers, weights=weights)
-    assert refusal.value.code == "fit.bad_weights"
-
-
-def test_score_sets_of_different_temperatures_need_a_choice(ground: Ground) -> None:
-    _, plan = ground
-    readers = [KnownScores(plan, name=n, tau=t) for n, t in (("a", 0.5), ("b", 0.07))]
-    with pytest.raises(UsageError, match=r"temperatures \[0.07, 0.5\]; choose one") as refusal:
-        join_settings(readers)
-    assert refusal.value.code == "fit.mixed_tau"
-    assert join_settings(readers, tau=0.1).tau == 0.1
-    assert join_settings(readers[:1]).tau == 0.5

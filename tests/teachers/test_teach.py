@@ -164,10 +164,16 @@ def test_it_stops_early_and_keeps_the_best(
     script([0.1, 0.3, 0.2, 0.2])
     config = tune(dataset, tmp_path / "t", recipe=replace(RECIPE, epochs=9, patience=2))
     assert config["epochs"] == 4
+    # and is what was measured
+    assert config["test"]["ndcg@20"] == pytest.approx(_ndcg20(dataset, tmp_path / "t"))
     script([0.1, 0.3])
     tune(dataset, tmp_path / "u", recipe=replace(RECIPE, epochs=2))
     best, two = load_folder(tmp_path / "t")[0], load_folder(tmp_path / "u")[0]
     assert all(torch.equal(best[name], two[name]) for name in two)
+
+
+def _ndcg20(dataset: Dataset, folder: Path) -> float:
+    return evaluate_teacher(load_teacher(folder), dataset, "test")[1]["ndcg@20"]
 
 
 # ---- going on, and reuse
