@@ -27,6 +27,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Column, Table
+from rich.text import Text
 
 from cache.errors import CkdError, DiskError
 from pipeline.config import default_map
@@ -84,9 +85,9 @@ def table(
     console.print(title, style="bold", markup=False, soft_wrap=True)
     drawn = Table()
     for place, name in enumerate(columns):
-        drawn.add_column(name, justify="right" if place else "left", no_wrap=place > 0)
+        drawn.add_column(Text(name), justify="right" if place else "left", no_wrap=place > 0)
     for row in rows:
-        drawn.add_row(*row)
+        drawn.add_row(*map(Text, row))  # as it stands: a bracket is no markup
     console.print(drawn)
     if caption:
         console.print(caption, markup=False, soft_wrap=True)
@@ -114,10 +115,6 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def _digits(total: float) -> int:
-    return 1 if total < 1000 else 0  # epochs come in parts, items do not
 
 
 @contextlib.contextmanager
@@ -156,7 +153,8 @@ def progress(title: str) -> Iterator[Report]:
             last = now
             left = duration((now - began) * (total - done) / (done - before))
             shown = ", ".join(part for part in (f"{left} left", text) if part)
-            note(f"{title}: {done:,.{_digits(total)}f} of {total:,.0f}, {shown}")
+            digits = 0 if float(done).is_integer() else 1  # epochs come in parts, items do not
+            note(f"{title}: {done:,.{digits}f} of {total:,.0f}, {shown}")
 
     yield plain
 

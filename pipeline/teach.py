@@ -6,25 +6,36 @@ tuned/<dataset>/<teacher>; an unfinished run keeps its checkpoint beside them an
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-from cache.atomic import check_writable, sweep
+from cache.atomic import check_writable
 from cache.dataset import Dataset
-from cache.digest import canonical_json
-from cache.errors import StoreError, UsageError
+from cache.errors import UsageError
 from cache.vectors import read_vectors, vectors_manifest
 from pipeline.console import Report
 from pipeline.evaluate import ranks_of_targets
 from pipeline.metrics import Metrics, metrics_of_ranks
-from teachers.folder import CONFIG, load_folder, read_config
+from pipeline.teach_checks import (
+    CHECKPOINT,
+    check_length,
+    check_pretrained,
+    check_tunable,
+    check_vectors,
+    check_whitening,
+    finished,
+    flat,
+    identity_of,
+    positions_for,
+)
+from teachers.backbone import Backbone
+from teachers.folder import load_folder, read_config
 from teachers.pretrain import Augmentation, Source
 from teachers.pretrain import pretrain as run_pretraining
 from teachers.prewhitening import whitened
@@ -36,9 +47,18 @@ from teachers.unisrec import Architecture, UniSRec
 from teachers.unisrec_teacher import encode_histories, save_unisrec
 from teachers.weights import OFFICIAL, read_official
 
-__all__ = ["CHECKPOINT", "evaluate_teacher", "import_official", "pretrain", "tune"]
+__all__ = [
+    "CHECKPOINT",
+    "evaluate_teacher",
+    "import_official",
+    "pretrain",
+    "train_on_sources",
+    "train_on_target",
+    "tune",
+]
 
-CHECKPOINT = "checkpoint.safetensors"
+#: writes a teacher: (folder, model, weights, **configuration)
+Save: TypeAlias = Callable[..., None]
 
 
 def tune(
@@ -68,32 +88,25 @@ def tune(
         UsageError: ``teacher.exists`` when `out` holds a finished teacher of other settings; ``tune.*``.
         StoreError: ``tune.*`` when the pre-trained one was made for other texts or shorter histories.
     """
-    if not len(dataset.held_out("valid")[0]):
-        raise UsageError(
-            f"{dataset.path}: has no user with three interactions, so there is nothing to validate on; "
-            "ingest more of the log.",
-            code="tune.nothing_to_validate",
-        )
-    check_writable(out)
+    check_tunable(dataset, out, start, freeze_encoder)
     origin = "scratch"
     if vectors:
         name, raw_VW = vectors, read_vectors(dataset, vectors)
     else:
         name, raw_VW = item_vectors(dataset, text, device=device, progress=report)
-    shape = Architecture(**_widths(raw_VW.shape[1], [dataset]), **architecture)
+    widths = {"text_width": raw_VW.shape[1], "positions": positions_for([dataset])}
+    shape = Architecture(**widths, **architecture)
     weights: dict[str, torch.Tensor] = {}
     if start is not None:
         weights, config, origin = load_folder(start)
-        shape = _architecture(start, config, architecture)
-        _same_text(start, config, shape, dataset, name, whiten)
-    elif freeze_encoder:
-        raise UsageError(
-            "--freeze-encoder keeps what pre-training learnt; name it with --from.",
-            code="tune.nothing_to_freeze",
-        )
-    identity = _flat(
+        check_pretrained(start, config, "unisrec", "UniSRec")
+        shape = replace(Architecture(**config["architecture"]), **architecture)
+        check_length(start, shape.positions, dataset)
+        check_vectors(start, "text", shape.text_width, config["text"], dataset, name)
+        check_whitening(start, config, whiten)
+    identity = flat(
         dataset=dataset.digest,
-        vectors=name,
+        vectors=identity_of(dataset, name, ingested=bool(vectors)),
         whiten=whiten,
         start=origin,
         transductive=transductive,
@@ -101,10 +114,8 @@ def tune(
         architecture=asdict(shape),
         recipe=asdict(recipe),
     )
-    if (done := _finished(out, identity)) is not None:
+    if (done := finished(out, identity)) is not None:
         return done
-    if out.is_dir():
-        sweep(out)
     vectors_VW = torch.from_numpy(whitened(raw_VW) if whiten else np.array(raw_VW))
     torch.manual_seed(recipe.seed)
     model = UniSRec(shape, vectors_VW, with_ids=transductive)
@@ -112,41 +123,16 @@ def tune(
     if freeze_encoder:
         model.freeze_encoder()
     model.to(device)
-
-    def measure(part: Any) -> Metrics:
-        model.eval()
-        users, ends = dataset.held_out(part)
-        with torch.inference_mode():
-            table_VD = model.item_table()
-            states_nD = encode_histories(model, table_VD, dataset, users, ends)
-            targets = torch.from_numpy(dataset.targets(users, ends).astype(np.int64)).to(device)
-            ranks = ranks_of_targets(states_nD, F.normalize(table_VD, dim=-1), targets)
-        return metrics_of_ranks(ranks)
-
-    trained = run_tuning(
+    return train_on_target(
         model,
         dataset,
-        recipe,
-        validate=lambda: measure("valid")["ndcg@10"],
-        checkpoint=out / CHECKPOINT,
-        identity=identity,
-        report=report,
-        device=device,
-    )
-    model.load_state_dict(trained.weights)
-    save_unisrec(
         out,
-        model,
-        trained.weights,
-        stage="tuned",
-        dataset=dataset.digest,
         identity=identity,
-        epochs=trained.epochs,
-        validation=measure("valid"),
-        test=measure("test"),
+        recipe=recipe,
+        save=save_unisrec,
+        device=device,
+        report=report,
     )
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    return read_config(out)
 
 
 def pretrain(
@@ -180,9 +166,9 @@ def pretrain(
         pairs.append(pair)
     # of the undropped texts, and without any path of this machine
     encoder = dict(vectors_manifest(datasets[0], name).settings)
-    width = pairs[0][0].shape[1]
-    shape = Architecture(**_widths(width, datasets), **architecture)
-    identity = _flat(
+    widths = {"text_width": pairs[0][0].shape[1], "positions": positions_for(datasets)}
+    shape = Architecture(**widths, **architecture)
+    identity = flat(
         datasets=[dataset.digest for dataset in datasets],
         text=encoder,
         whiten=whiten,
@@ -192,40 +178,26 @@ def pretrain(
         recipe=asdict(recipe),
         limit=limit,
     )
-    if (done := _finished(out, identity)) is not None:
+    if (done := finished(out, identity)) is not None:
         return done
-    if out.is_dir():
-        sweep(out)
     sources = [
-        Source(dataset, *(whitened(one) if whiten else one for one in (plain, dropped)))
+        Source(dataset, *((whitened(one) if whiten else one,) for one in (plain, dropped)))
         for dataset, (dropped, plain) in zip(datasets, pairs, strict=True)
     ]
     torch.manual_seed(recipe.seed)
-    model = UniSRec(shape).to(device)
-    trained = run_pretraining(
-        model,
+    return train_on_sources(
+        UniSRec(shape),
         sources,
-        recipe,
-        augmentation,
-        checkpoint=out / CHECKPOINT,
-        identity=identity,
-        limit=limit,
-        report=report,
-        device=device,
-    )
-    save_unisrec(
         out,
-        model,
-        trained.weights,
-        stage="pretrained",
-        text=encoder,
-        whiten=whiten,
+        card={"text": encoder, "whiten": whiten},
         identity=identity,
-        epochs=trained.epochs,
-        losses=[record["loss"] for record in trained.history],
+        recipe=recipe,
+        augmentation=augmentation,
+        limit=limit,
+        save=save_unisrec,
+        device=device,
+        report=report,
     )
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    return read_config(out)
 
 
 def import_official(file: Path, out: Path) -> dict[str, Any]:
@@ -260,86 +232,92 @@ def evaluate_teacher(teacher: Teacher, dataset: Dataset, part: Any) -> tuple[int
     return len(users), metrics_of_ranks(ranks)
 
 
-def _widths(width: int, datasets: Sequence[Dataset]) -> dict[str, int]:
-    longest = max(dataset.max_length for dataset in datasets)
-    return {"text_width": width, "positions": max(OFFICIAL.positions, longest)}
-
-
-def _architecture(start: Path, config: dict[str, Any], changes: dict[str, Any]) -> Architecture:
-    """Of the pre-trained teacher in `start`, with other rates."""
-    if config["teacher"] != "unisrec" or config.get("stage") != "pretrained":
-        raise UsageError(
-            f"{start}: holds no pre-trained UniSRec (a tuned one knows its own items alone); "
-            "name one that `kd-teacher pretrain` or `kd-teacher import` made.",
-            code="tune.not_pretrained",
-        )
-    return replace(Architecture(**config["architecture"]), **changes)
-
-
-def _same_text(
-    start: Path,
-    config: dict[str, Any],
-    shape: Architecture,
+def train_on_target(
+    model: Backbone,
     dataset: Dataset,
-    name: str,
-    whiten: bool,
-) -> None:
-    made_by = vectors_manifest(dataset, name)
-    width = made_by.counts["width"]
-    if shape.positions < dataset.max_length:
-        raise StoreError(
-            f"{start}: reads histories of up to {shape.positions} items, {dataset.path} has up to "
-            f"{dataset.max_length}; ingest with --max-length {shape.positions}.",
-            code="tune.too_long",
-        )
-    if shape.text_width != width:
-        raise StoreError(
-            f"{start}: reads text vectors of width {shape.text_width}, {name} has {width}; "
-            "encode the texts with the model that it was pre-trained on (--text).",
-            code="tune.other_text",
-        )
-    # ingested vectors and official checkpoints do not say what encoder was theirs
-    known = (config["text"] or {}).keys() & made_by.settings.keys() & {"pooling", "weights"}
-    for key in sorted(known):
-        if config["text"][key] != made_by.settings[key]:
-            raise StoreError(
-                f"{start}: reads texts encoded with {key} {config['text'][key]}, {name} has "
-                f"{made_by.settings[key]}; tune with the --text and --pooling of its pre-training.",
-                code="tune.other_text",
-            )
-    if config["whiten"] != whiten:
-        raise StoreError(
-            f"{start}: was pre-trained on {'whitened' if config['whiten'] else 'raw'} text vectors; "
-            f"add --{'' if config['whiten'] else 'no-'}whiten.",
-            code="tune.other_text",
-        )
+    out: Path,
+    *,
+    identity: dict[str, Any],
+    recipe: Recipe,
+    save: Save,
+    device: str,
+    report: Report,
+) -> dict[str, Any]:
+    """Tune `model`, measure it and keep it in `out`; returns its configuration."""
+    model.to(device)
+
+    def measure(part: Any) -> Metrics:
+        model.eval()
+        users, ends = dataset.held_out(part)
+        with torch.inference_mode():
+            table_VD = model.item_table()
+            states_nD = encode_histories(model, table_VD, dataset, users, ends)
+            targets = torch.from_numpy(dataset.targets(users, ends).astype(np.int64)).to(device)
+            ranks = ranks_of_targets(states_nD, F.normalize(table_VD, dim=-1), targets)
+        return metrics_of_ranks(ranks)
+
+    trained = run_tuning(
+        model,
+        dataset,
+        recipe,
+        validate=lambda: measure("valid")["ndcg@10"],
+        checkpoint=out / CHECKPOINT,
+        identity=identity,
+        report=report,
+        device=device,
+    )
+    model.load_state_dict(trained.weights)
+    save(
+        out,
+        model,
+        trained.weights,
+        stage="tuned",
+        dataset=dataset.digest,
+        identity=identity,
+        epochs=trained.epochs,
+        validation=measure("valid"),
+        test=measure("test"),
+    )
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return read_config(out)
 
 
-def _finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The configuration of a finished teacher of the same identity; another is never overwritten."""
-    if not (out / CONFIG).is_file():
-        return None
-    config = read_config(out)
-    found = config.get("identity", {})
-    for key in sorted(found.keys() | identity.keys()):
-        if found.get(key) != identity.get(key):
-            raise UsageError(
-                f"{out}: holds a teacher with {key} {found.get(key)}, this one would have "
-                f"{identity.get(key)}; choose another --out, or remove it.",
-                code="teacher.exists",
-            )
-    load_folder(out)  # if it is damaged, that is said now
-    (out / CHECKPOINT).unlink(missing_ok=True)  # of a process that was killed in between
-    return config
-
-
-def _flat(**values: Any) -> dict[str, Any]:
-    """Nested settings as one level of JSON values, so that a difference has a name."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= {f"{key}.{inner}": one for inner, one in value.items()}
-        else:
-            flat[key] = value
-    plain: dict[str, Any] = json.loads(canonical_json(flat))
-    return plain
+def train_on_sources(
+    model: Backbone,
+    sources: Sequence[Source],
+    out: Path,
+    *,
+    card: dict[str, Any],
+    identity: dict[str, Any],
+    recipe: Recipe,
+    augmentation: Augmentation,
+    limit: int | None,
+    save: Save,
+    device: str,
+    report: Report,
+) -> dict[str, Any]:
+    """Pre-train `model` and keep it in `out`, with what `card` says of its features; returns its configuration."""
+    model.to(device)
+    trained = run_pretraining(
+        model,
+        sources,
+        recipe,
+        augmentation,
+        checkpoint=out / CHECKPOINT,
+        identity=identity,
+        limit=limit,
+        report=report,
+        device=device,
+    )
+    save(
+        out,
+        model,
+        trained.weights,
+        stage="pretrained",
+        **card,
+        identity=identity,
+        epochs=trained.epochs,
+        losses=[record["loss"] for record in trained.history],
+    )
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return read_config(out)

@@ -72,13 +72,16 @@ def consistency_weights(
     d = disagreement(scores_KTC)
     if by == "user":
         d = d.mean(dim=-1, keepdim=True)
-    worst, which = d.max(dim=0)
-    dropped = (worst > threshold(worst, epsilon)).to(prior.dtype)
-    weight = prior_K.to(scores_KTC)[which] * dropped / (count - 1)
-    weights = prior + weight
-    return weights.scatter(
-        0, which[None], torch.where(dropped.bool(), 0.0, weights.gather(0, which[None])[0])[None]
-    )
+    worst = d.amax(dim=0)
+    undecided = worst > threshold(worst, epsilon)
+    shared, kept = torch.zeros_like(worst), torch.ones_like(d, dtype=torch.bool)
+    # teacher by teacher in whole passes: an argmax and a scatter over [K, T, C] take twice as long
+    for k, share in enumerate((prior_K / (count - 1)).tolist()):
+        contradicted = (d[k] == worst) & undecided
+        undecided &= ~contradicted  # of equals the first is dropped
+        shared.add_(contradicted, alpha=share)
+        kept[k] = ~contradicted
+    return (prior + shared).mul_(kept)
 
 
 def join(

@@ -1,9 +1,9 @@
-"""Pre-training a UniSRec over several source domains with its two contrastive losses (arXiv 2206.05941, section 2.3).
+"""Pre-training a teacher of cosines over several source domains with UniSRec's two losses (arXiv 2206.05941, section 2.3).
 
 Sequence-item: a sequence's state against the batch's target items, of all domains mixed. Sequence-sequence, weighted
 1e-3: against the batch's augmented sequences (items dropped, or words dropped from the texts). Two deviations from the public
 code, on purpose: items that equal the positive leave the denominator (there they stay in as exp(0)), and a dropped item is
-gone (there it may overwrite a neighbour). Texts vectors are read as memory maps: the sources need not fit into memory.
+gone (there it may overwrite a neighbour). Feature vectors are read as memory maps: the sources need not fit into memory.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from cache.dataset import Dataset, Ints
 from encoder.packed import Packed
+from teachers.backbone import Backbone
 from teachers.trainer import Recipe, Report, Trained, train
-from teachers.unisrec import UniSRec
 
 __all__ = ["Augmentation", "Source", "contrast", "drop_items", "pretrain"]
 
@@ -41,8 +41,10 @@ class Source:
     """One source domain."""
 
     dataset: Dataset
-    vectors_VW: NDArray[np.float32]  #: of the texts
-    dropped_VW: NDArray[np.float32]  #: of the texts with words dropped
+    features_VW: tuple[
+        NDArray[np.float32], ...
+    ]  #: one matrix a modality, of widths all sources share
+    dropped_VW: tuple[NDArray[np.float32], ...]  #: the same, but of the texts with words dropped
 
 
 def contrast(
@@ -74,7 +76,7 @@ def drop_items(
 
 
 def pretrain(
-    model: UniSRec,
+    model: Backbone,
     sources: Sequence[Source],
     recipe: Recipe,
     augmentation: Augmentation,
@@ -112,15 +114,17 @@ def pretrain(
             targets.append(dataset.targets(user[mine], end[mine]) + first_row[number])
         return (np.concatenate(one) for one in (flats, sizes, targets))  # type: ignore[return-value]
 
-    def texts(rows: NDArray[np.integer[Any]], *, dropped: bool = False) -> Tensor:
-        """[n, W] text vectors of rows over all sources."""
+    def features(rows: NDArray[np.integer[Any]], *, dropped: bool = False) -> list[Tensor]:
+        """[n, W] of each modality, of rows over all sources."""
         which = np.searchsorted(first_row, rows, side="right") - 1
-        out = np.empty((len(rows), sources[0].vectors_VW.shape[1]), np.float32)
+        outs = [np.empty((len(rows), one.shape[1]), np.float32) for one in sources[0].features_VW]
         for number in np.unique(which):
             mine = which == number
-            table = sources[number].dropped_VW if dropped else sources[number].vectors_VW
-            out[mine] = table[rows[mine] - first_row[number]]
-        return torch.from_numpy(out).to(device)
+            source = sources[number]
+            tables = source.dropped_VW if dropped else source.features_VW
+            for out, table in zip(outs, tables, strict=True):
+                out[mine] = table[rows[mine] - first_row[number]]
+        return [torch.from_numpy(out).to(device) for out in outs]
 
     def batches(epoch: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
         draws = np.random.Generator(np.random.Philox(key=np.array([recipe.seed, epoch], np.uint64)))
@@ -145,13 +149,13 @@ def pretrain(
                 words: bool = not by_items,
             ) -> Tensor:
                 rows, places = np.unique(np.concatenate([flat, targets]), return_inverse=True)
-                table_RD = model.moe_adaptor(texts(rows))
+                table_RD = model.adapt(*features(rows))
                 inputs = table_RD[torch.from_numpy(places[: len(flat)]).to(device)]
                 wanted = table_RD[torch.from_numpy(places[len(flat) :]).to(device)]
                 packed = Packed.of(flat, lengths, device)
                 anchors = model.states(inputs, packed, only_last=True)
                 if words:
-                    seconds = model.moe_adaptor(texts(view, dropped=True))
+                    seconds = model.adapt(*features(view, dropped=True))
                 else:
                     place = np.searchsorted(rows, view)
                     seconds = table_RD[torch.from_numpy(place).to(device)]
@@ -159,7 +163,7 @@ def pretrain(
                     seconds, Packed.of(view, view_lengths, device), only_last=True
                 )
                 same = torch.from_numpy(targets).to(device)
-                temperature = model.architecture.temperature
+                temperature = model.shape.temperature
                 return contrast(
                     anchors, wanted, same, temperature
                 ) + augmentation.weight * contrast(anchors, others, same, temperature)

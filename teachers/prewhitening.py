@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["whitened"]
+__all__ = ["whitened", "whitened_present"]
 
 _FLOOR = 0.1  #: of the mean variance: directions that hold next to nothing are not blown up
 _SCALE = 0.5  #: root mean square of the result, about that of the vectors UniSRec was made for
@@ -27,3 +27,15 @@ def whitened(vectors_VD: NDArray[np.float32]) -> NDArray[np.float32]:
     out *= _SCALE / max(float(np.sqrt(np.mean(out**2))), np.finfo(float).tiny)
     result: NDArray[np.float32] = out.astype(np.float32)
     return result
+
+
+def whitened_present(vectors_VD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """:func:`whitened` of the rows that hold anything, which alone decide it; rows of zeros are missing and stay zeros.
+
+    A row that equals the mean of all present ones, as a single one does, becomes missing: it tells nothing.
+    """
+    out_VD: NDArray[np.float32] = np.zeros(vectors_VD.shape, np.float32)
+    present = np.asarray(vectors_VD).any(axis=1)
+    if present.any():
+        out_VD[present] = whitened(vectors_VD[present])
+    return out_VD

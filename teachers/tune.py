@@ -1,6 +1,6 @@
-"""Tuning a UniSRec on the target domain: full softmax over all items, every prefix of a user in one causal pass.
+"""Tuning a teacher of cosines on the target domain: full softmax over all items, every prefix of a user in one causal pass.
 
-Inductive (texts only) or transductive (with an id embedding), the pre-trained encoder frozen or not; early stopping on
+Inductive (features only) or transductive (with an id embedding), the pre-trained encoder frozen or not; early stopping on
 validation NDCG@10, which the caller measures. The item table is adapted once a step and serves inputs and candidates.
 Of a user with more training items than `max_length`, prefixes share passes that begin every `max_length / STEPS` items.
 """
@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from cache.dataset import Dataset
 from encoder.packed import Packed
+from teachers.backbone import Backbone
 from teachers.passes import plan_passes
 from teachers.trainer import Recipe, Report, Trained, train
-from teachers.unisrec import UniSRec
 
 __all__ = ["tune"]
 
@@ -28,7 +28,7 @@ STEPS = 5  # passes begin every ten items where histories hold fifty
 
 
 def tune(
-    model: UniSRec,
+    model: Backbone,
     dataset: Dataset,
     recipe: Recipe,
     *,

@@ -1,4 +1,4 @@
-"""A tuned UniSRec that answers: item vectors, history vectors, cosines.
+"""A tuned UniSRec, or another teacher of cosines, that answers: item vectors, history vectors, cosines.
 
 Belongs to the dataset it was tuned on and refuses another. A user's prefixes are read from one causal pass; encoding all
 prefixes of a dataset costs little more than encoding every user once. Float32 throughout. V items, D width, n histories.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -19,19 +19,20 @@ from torch.nn import functional as F
 from cache.dataset import Dataset, Ints
 from cache.errors import StoreError, UsageError
 from encoder.packed import Packed
+from teachers.backbone import Backbone
 from teachers.folder import CONFIG, load_folder, save_folder
 from teachers.passes import plan_passes
 from teachers.protocol import Floats
 from teachers.unisrec import Architecture, UniSRec
 
-__all__ = ["UniSRecTeacher", "encode_histories"]
+__all__ = ["CosineTeacher", "UniSRecTeacher", "encode_histories", "save_unisrec"]
 
 _TOKENS = 16384  # laid out at once
 
 
 @torch.inference_mode()
 def encode_histories(
-    model: UniSRec, table_VD: Tensor, dataset: Dataset, users: Ints, ends: Ints
+    model: Backbone, table_VD: Tensor, dataset: Dataset, users: Ints, ends: Ints
 ) -> Tensor:
     """[n, D] unit vectors of the histories of (users, ends), by as few passes as there can be."""
     device = table_VD.device
@@ -47,14 +48,14 @@ def encode_histories(
     return out_nD
 
 
-class UniSRecTeacher:
-    """Satisfies :class:`teachers.protocol.Teacher`."""
+class CosineTeacher:
+    """Satisfies :class:`teachers.protocol.Teacher`; a kind says its name and how its model is read back."""
 
-    name = "unisrec"
+    name: ClassVar[str]
     factorises = True
 
     def __init__(
-        self, model: UniSRec, digest: str, dataset: str, quality: Mapping[str, float], device: str
+        self, model: Backbone, digest: str, dataset: str, quality: Mapping[str, float], device: str
     ) -> None:
         self._model = model.eval().to(device)
         self._dataset = dataset
@@ -63,19 +64,24 @@ class UniSRecTeacher:
         with torch.inference_mode():
             self._table_VD = self._model.item_table()
 
+    @staticmethod
+    def model_of(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> Backbone:
+        """The model as a folder's configuration describes it, holding `weights`."""
+        raise NotImplementedError
+
     @classmethod
-    def load(cls, folder: Path) -> UniSRecTeacher:
+    def load(cls, folder: Path) -> Self:
         """The tuned teacher in `folder`, on the GPU if there is one."""
         weights, config, digest = load_folder(folder)
         if config.get("stage") == "pretrained":
             raise UsageError(
                 f"{folder}: holds a pre-trained teacher that knows no target domain; "
-                f"run `kd-teacher tune unisrec --from {folder}`.",
+                f"run `kd-teacher tune {cls.name} --from {folder}`.",
                 code="teacher.not_tuned",
             )
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            model = model_of(weights, config)
+            model = cls.model_of(weights, config)
             dataset, quality = config["dataset"], config["validation"]
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise StoreError(
@@ -106,23 +112,29 @@ class UniSRecTeacher:
         if dataset.digest != self._dataset:
             raise StoreError(
                 f"the teacher was tuned on the dataset {self._dataset[:19]}, {dataset.path} is "
-                f"{dataset.digest[:19]}; tune it on that one with `kd-teacher tune unisrec`.",
+                f"{dataset.digest[:19]}; tune it on that one with `kd-teacher tune {self.name}`.",
                 code="teacher.foreign",
             )
 
 
-def model_of(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> UniSRec:
-    """A UniSRec as a folder's configuration describes it, holding `weights`."""
-    texts = weights.get("plm_embedding.weight")
-    architecture = Architecture(**config["architecture"])
-    model = UniSRec(architecture, texts, with_ids="item_embedding.weight" in weights)
-    model.load_state_dict(dict(weights))
-    return model
+class UniSRecTeacher(CosineTeacher):
+    """A tuned UniSRec."""
+
+    name = "unisrec"
+
+    @staticmethod
+    def model_of(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> UniSRec:
+        """A UniSRec as a folder's configuration describes it, holding `weights`."""
+        texts = weights.get("plm_embedding.weight")
+        architecture = Architecture(**config["architecture"])
+        model = UniSRec(architecture, texts, with_ids="item_embedding.weight" in weights)
+        model.load_state_dict(dict(weights))
+        return model
 
 
 def save_unisrec(
     folder: Path, model: UniSRec, weights: Mapping[str, Tensor], **config: Any
 ) -> None:
-    """Write a UniSRec that :func:`model_of` reads back; `config` must say its `stage`."""
+    """Write a UniSRec that :class:`UniSRecTeacher` reads back; `config` must say its `stage`."""
     shape = asdict(model.architecture)
-    save_folder(folder, weights, {"teacher": "unisrec", "architecture": shape, **config})
+    save_folder(folder, weights, {"teacher": UniSRecTeacher.name, "architecture": shape, **config})

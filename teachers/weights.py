@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from cache.errors import CkdError, InputError
 from teachers.pickled import Call, Name, Persistent, read_pickle
 from teachers.unisrec import Architecture, UniSRec
 
-__all__ = ["OFFICIAL", "read_official"]
+__all__ = ["OFFICIAL", "Stored", "check_keys", "read_official", "read_state_dict"]
 
 #: widths of the released UniSRec-FHCKM-300.pth: BERT's CLS vectors in
 OFFICIAL = Architecture(text_width=768)
@@ -33,6 +33,7 @@ _DTYPES = {
     "DoubleStorage": torch.float64,
     "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
 }
 _MAX_NUMBERS = 18  # of count, offset, shape and stride: eight dimensions
 _ENCRYPTED = 1  # bit of a zip entry's flags
@@ -40,7 +41,7 @@ _TEXTS, _IDS = "plm_embedding.weight", "item_embedding.weight"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Stored:
+class Stored:
     """A tensor that still lies in the zip: `shape` and `stride` over `count` numbers in data/`key`, from `offset`."""
 
     key: str
@@ -58,11 +59,31 @@ def read_official(path: Path) -> dict[str, Tensor]:
         InputError: ``weights.unreadable``, or ``weights.wrong_keys`` (every missing, extra and mis-shaped
             key is listed).
     """
+    weights = read_state_dict(path, lambda state: _check(path, state))
+    # row 0 of a tuned table is the padding item, which we do not have
+    return {key: one[1:].clone() if key in (_TEXTS, _IDS) else one for key, one in weights.items()}
+
+
+def read_state_dict(
+    path: Path,
+    check: Callable[[Mapping[str, Stored]], None],
+    *,
+    whole: frozenset[str] = frozenset(),
+) -> dict[str, Tensor]:
+    """The tensors of a file of torch.save, floats in float32.
+
+    Args:
+        check: told names and shapes before any number is read; raises where they are not as expected.
+        whole: tensors of int64 that may be there.
+
+    Raises:
+        InputError: ``weights.unreadable``, or what `check` raises.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            root, state = _open(archive)
-            _check(path, state)
-            weights = {key: _numbers(archive, root, one) for key, one in state.items()}
+            root, state = _open(archive, whole)
+            check(state)
+            return {key: _numbers(archive, root, one) for key, one in state.items()}
     except CkdError:
         raise
     except Exception as error:  # whatever a damaged or hostile file provokes is one sentence
@@ -72,17 +93,31 @@ def read_official(path: Path) -> dict[str, Tensor]:
             "fetch it again.",
             code="weights.unreadable",
         ) from error
-    # row 0 of a tuned table is the padding item, which we do not have
-    return {key: one[1:].clone() if key in (_TEXTS, _IDS) else one for key, one in weights.items()}
 
 
-def _check(path: Path, state: Mapping[str, _Stored]) -> None:
+def _check(path: Path, state: Mapping[str, Stored]) -> None:
     expected = {key: tuple(value.shape) for key, value in UniSRec(OFFICIAL).state_dict().items()}
     if _TEXTS in state:
         rows = max((2, *state[_TEXTS].shape[:1]))  # the padding item, and one at least
         expected[_TEXTS] = (rows, OFFICIAL.text_width)
         if _IDS in state:
             expected[_IDS] = (rows, OFFICIAL.hidden)
+    advice = "hand in UniSRec-FHCKM-300.pth or a file tuned from it"
+    check_keys(path, state, expected, "UniSRec", advice)
+
+
+def check_keys(
+    path: Path,
+    state: Mapping[str, Stored],
+    expected: Mapping[str, tuple[int, ...]],
+    model: str,
+    advice: str,
+) -> None:
+    """Refuse other names or shapes than `expected`; every missing, extra and mis-shaped key is listed.
+
+    Raises:
+        InputError: ``weights.wrong_keys``.
+    """
     missing = sorted(expected.keys() - state.keys())
     extra = sorted(_plain(key) for key in state.keys() - expected.keys())
     shaped = [
@@ -92,14 +127,14 @@ def _check(path: Path, state: Mapping[str, _Stored]) -> None:
     ]
     if missing or extra or shaped:
         raise InputError(
-            f"{path}: is no official UniSRec checkpoint; missing: {', '.join(missing) or 'none'}; "
+            f"{path}: is no official {model} checkpoint; missing: {', '.join(missing) or 'none'}; "
             f"extra: {', '.join(extra) or 'none'}; mis-shaped: {', '.join(shaped) or 'none'}; "
-            "hand in UniSRec-FHCKM-300.pth or a file tuned from it.",
+            f"{advice}.",
             code="weights.wrong_keys",
         )
 
 
-def _open(archive: zipfile.ZipFile) -> tuple[str, dict[str, _Stored]]:
+def _open(archive: zipfile.ZipFile, whole: frozenset[str]) -> tuple[str, dict[str, Stored]]:
     """(folder inside the zip, tensors by name)."""
     entries = archive.infolist()
     if any(e.compress_type != zipfile.ZIP_STORED or e.flag_bits & _ENCRYPTED for e in entries):
@@ -113,11 +148,16 @@ def _open(archive: zipfile.ZipFile) -> tuple[str, dict[str, _Stored]]:
         raise ValueError("its numbers are not little-endian")
     value = _entries(read_pickle(archive.read(pickles[0])))
     state = {key: _tensor(one) for key, one in _entries(value.get("state_dict", value)).items()}
-    if odd := sorted(_plain(key) for key, one in state.items() if one is None):
+    fit = {
+        key: one
+        for key, one in state.items()
+        if one is not None and (one.dtype.is_floating_point or key in whole)
+    }
+    if odd := sorted(_plain(key) for key in state.keys() - fit.keys()):
         raise ValueError(
             f"its state_dict has entries that are no dense tensors of floats: {odd[:3]}"
         )
-    return root, {key: one for key, one in state.items() if one is not None}
+    return root, fit
 
 
 def _entries(value: Any) -> dict[str, Any]:
@@ -129,7 +169,7 @@ def _entries(value: Any) -> dict[str, Any]:
     return value
 
 
-def _tensor(value: Any) -> _Stored | None:
+def _tensor(value: Any) -> Stored | None:
     """What a pickled tensor or parameter says of itself; None where it is neither."""
     match value:
         case Call(function=Name("torch._utils", "_rebuild_parameter"), arguments=(data, *_)):
@@ -156,7 +196,7 @@ def _tensor(value: Any) -> _Stored | None:
             last = offset + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
             if math.prod(shape) > count or (0 not in shape and last >= count):
                 raise ValueError("a tensor reaches beyond its storage")
-            return _Stored(
+            return Stored(
                 key=key,
                 dtype=_DTYPES[kind],
                 count=count,
@@ -167,12 +207,13 @@ def _tensor(value: Any) -> _Stored | None:
     return None
 
 
-def _numbers(archive: zipfile.ZipFile, root: str, one: _Stored) -> Tensor:
+def _numbers(archive: zipfile.ZipFile, root: str, one: Stored) -> Tensor:
     data = bytearray(archive.read(f"{root}data/{one.key}"))
     if len(data) != one.count * one.dtype.itemsize:
         raise ValueError(f"a storage has {len(data):,} bytes, {one.count:,} numbers expected")
     flat = torch.frombuffer(data, dtype=one.dtype)
-    return flat.as_strided(one.shape, one.stride, one.offset).to(torch.float32, copy=True)
+    kept = torch.float32 if one.dtype.is_floating_point else one.dtype
+    return flat.as_strided(one.shape, one.stride, one.offset).to(kept, copy=True)
 
 
 def _plain(text: str) -> str:

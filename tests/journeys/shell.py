@@ -22,7 +22,7 @@ from typing import Any
 from unittest import mock
 
 SCRIPTS = Path(sys.executable).parent
-LIMIT = 120  # seconds; a guard against hanging, not a claim
+LIMIT = 240  # seconds; a guard against hanging, not a claim
 
 _forks: Any = multiprocessing.get_context("forkserver")
 _forks.set_forkserver_preload(

@@ -12,7 +12,7 @@ import pytest
 from cache.digest import canonical_json
 from cache.manifest import read_manifest
 from tests.fakes import tree
-from tests.journeys.conftest import Road
+from tests.journeys.conftest import ROAD, Road
 from tests.journeys.shell import Done, quick
 
 USAGE, STORE, INPUT, DISK, TEACHER = 2, 3, 4, 5, 6  # the statuses of cache/errors.py
@@ -90,7 +90,7 @@ def sound(road: Road, tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("kd-teacher tune", USAGE, "Missing argument 'teacher'"),
         ("kd-teacher tune nosuch", USAGE, "'nosuch' is not one of 'unisrec'"),
         ("kd-teacher tune unisrec --data nosuch", STORE, "run `kd-cache ingest`"),
-        (f"{TUNE} --epochs 7", USAGE, "recipe.epochs 1, this one would have 7"),
+        (f"{ROAD['tune']} --epochs 7", USAGE, "recipe.epochs 1, this one would have 7"),
         (f"{TUNE} --out a-file/new", DISK, "a-file/new: Not a directory"),
         (f"{TUNE} {NEW} --from nosuch", USAGE, "nosuch: holds no teacher"),
         (f"{TUNE} {NEW} --freeze-encoder", USAGE, "--from"),
@@ -235,7 +235,7 @@ def test_scores_of_another_plan_are_refused_with_both_digests(home: Path, other:
 
 
 def test_a_plan_of_another_dataset_is_refused_with_both_digests(home: Path) -> None:
-    quick(home, "kd-cache ingest rows --out data/less --k-core 6")
+    quick(home, "kd-cache ingest rows --out data/less --k-core 4")
     store = home / "cache/toys"
     mine = read_manifest(store / "dataset", "dataset").digest
     shutil.rmtree(store / "dataset")
@@ -246,7 +246,7 @@ def test_a_plan_of_another_dataset_is_refused_with_both_digests(home: Path) -> N
 
 
 def test_a_teacher_of_another_dataset_is_refused_with_both_digests(home: Path) -> None:
-    quick(home, "kd-cache ingest rows --out data/less --k-core 6")
+    quick(home, "kd-cache ingest rows --out data/less --k-core 4")
     quick(home, "kd-cache plan --data data/less --batch-size 64")
     digests = [
         read_manifest(home / "data" / name, "dataset").digest[:19] for name in ("toys", "less")

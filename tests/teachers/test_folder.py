@@ -130,9 +130,10 @@ def test_an_unknown_kind_is_refused_with_those_that_are_known(folder: Path) -> N
     with pytest.raises(UsageError) as caught:
         load_teacher(folder)
     assert caught.value.code == "teacher.unknown"
-    assert str(caught.value) == (
-        f"{folder}: needs the teacher 'plain', known are unisrec; install the package that brings it."
-    )
+    said = str(caught.value)
+    assert said.startswith(f"{folder}: needs the teacher 'plain', known are ")
+    assert "unisrec" in said
+    assert said.endswith("; install the package that brings it.")
 
 
 def documented() -> str:
@@ -170,5 +171,5 @@ def test_the_plug_in_of_the_documentation_imports_nothing_of_ours_and_is_found_a
     assert (teacher.name, teacher.digest) == ("popular", "sha256:...")
     # and it is among the known ones
     save_folder(tmp_path / "u", WEIGHTS, CONFIG)
-    with pytest.raises(UsageError, match="known are popular, unisrec;"):
+    with pytest.raises(UsageError, match=r"known are .*popular.*unisrec"):
         load_teacher(tmp_path / "u")

@@ -116,7 +116,7 @@ def domain(seed: int, users: int = 9, items: int = 7) -> Source:
     ]
     dataset = dataset_of(sequences, 4, items)
     return Source(
-        dataset, vectors(items, seed=seed).numpy(), vectors(items, seed=seed + 50).numpy()
+        dataset, (vectors(items, seed=seed).numpy(),), (vectors(items, seed=seed + 50).numpy(),)
     )
 
 
@@ -168,7 +168,7 @@ def slow_loss(
     for number, source in enumerate(sources):
         whole, dropped = (
             [naive.adapted(weights, torch.from_numpy(row)) for row in table]
-            for table in (source.vectors_VW, source.dropped_VW)
+            for (table,) in (source.features_VW, source.dropped_VW)
         )
         for history, target in prefixes(source.dataset):
             inputs = [whole[item] for item in history]

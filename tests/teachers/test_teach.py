@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cache.dataset import Dataset, open_dataset, write_dataset
 from cache.errors import CkdError, StoreError, UsageError
-from cache.vectors import write_vectors
+from cache.vectors import vectors_manifest, write_vectors
 from pipeline import teach
 from pipeline.metrics import metrics_of_ranks
 from pipeline.teach import evaluate_teacher
@@ -270,6 +270,17 @@ def test_one_of_another_dataset_is_never_overwritten(dataset: Dataset, tmp_path:
     assert caught.value.code == "teacher.exists"
 
 
+def test_one_of_other_vectors_of_the_same_name_is_never_taken(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    tune(dataset, tmp_path / "t")
+    shutil.rmtree(dataset.path / "vectors" / "random")
+    write_vectors(dataset, "random", vectors(dataset.num_items, seed=9).numpy(), {"origin": "test"})
+    with pytest.raises(UsageError, match="holds a teacher with vectors random sha256:") as caught:
+        tune(dataset, tmp_path / "t")
+    assert caught.value.code == "teacher.exists"
+
+
 def test_a_finished_teacher_that_is_damaged_is_not_taken(dataset: Dataset, tmp_path: Path) -> None:
     tune(dataset, tmp_path / "t")
     (tmp_path / "t" / "weights.safetensors").unlink()
@@ -516,7 +527,7 @@ def test_long_sources_get_the_positions_that_they_need(
 def test_the_identity_says_everything_that_was_set(dataset: Dataset, tmp_path: Path) -> None:
     identity = tune(dataset, tmp_path / "t")["identity"]
     assert identity["dataset"] == dataset.digest
-    assert identity["vectors"] == "random"
+    assert identity["vectors"] == f"random {vectors_manifest(dataset, 'random').digest}"
     assert identity["start"] == "scratch"
     assert {f"recipe.{key}" for key in asdict(RECIPE)} <= identity.keys()
     shape = Architecture(text_width=WIDTH, **SMALL)

@@ -1,0 +1,186 @@
+"""A Recformer on disk and, once tuned, as a teacher that answers: item vectors, history vectors, cosines.
+
+    weights.safetensors   tokenizer.json   config.json
+
+A folder needs no hub and no tokenizer of `transformers`: the tokenizer is one JSON text, sealed by its digest in the
+configuration. A tuned teacher belongs to the dataset it was tuned on and refuses another; its items' vectors are the
+table that stage two was tuned against. Prefixes share nothing, as the most recent item comes first: every history is
+read by itself. Float32; results depend on what is asked along with them by rounding alone (1e-6). V items, D width, n
+histories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cache.atomic import put
+from cache.dataset import Dataset, Ints
+from cache.digest import sha256_bytes
+from cache.errors import StoreError, UsageError
+from teachers.folder import load_folder, save_folder
+from teachers.protocol import Floats
+from teachers.recformer import Architecture, Recformer, encode
+from teachers.recformer_tokens import ItemTokens, Limits, Vocabulary, tokenise_items
+
+__all__ = ["RecformerFolder", "RecformerTeacher", "load_recformer", "save_recformer"]
+
+_TOKENIZER = "tokenizer.json"
+_WORDS = "longformer.embeddings.word_embeddings.weight"
+#: what shares its numbers with another tensor, and with which
+_SHARED = {"lm_head.decoder.weight": _WORDS, "lm_head.decoder.bias": "lm_head.bias"}
+_TABLE = "item_embedding.weight"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecformerFolder:
+    """What lies in the folder of a Recformer."""
+
+    weights: dict[str, Tensor]
+    architecture: Architecture
+    vocabulary: Vocabulary
+    limits: Limits
+    config: dict[str, Any]
+    digest: str
+
+    def model(self, *, with_head: bool = False, items: int | None = None) -> Recformer:
+        """A Recformer holding the weights.
+
+        Args:
+            with_head: bring the word head; where the folder has none it is drawn from torch's default generator.
+            items: start with a table of so many items of zeros; None brings the folder's table where there is one.
+        """
+        weights = dict(self.weights)
+        if items is not None:
+            weights.pop(_TABLE, None)
+        elif _TABLE in weights:
+            items = len(weights[_TABLE])
+        model = Recformer(self.architecture, with_head=with_head, items=items)
+        state = model.state_dict()
+        weights |= {name: weights[of] for name, of in _SHARED.items() if of in weights}
+        found = {name: one for name, one in weights.items() if name in state}
+        drawn = {name for name in state if name.startswith("lm_head.") or name == _TABLE}
+        model.load_state_dict({**{name: state[name] for name in drawn}, **found})
+        return model
+
+
+def save_recformer(
+    folder: Path,
+    model: Recformer,
+    weights: Mapping[str, Tensor],
+    *,
+    vocabulary: Vocabulary,
+    limits: Limits,
+    **config: Any,
+) -> None:
+    """Write a Recformer that :func:`load_recformer` reads back; `config` must say its `stage`."""
+    put(folder / _TOKENIZER, vocabulary.text.encode())
+    save_folder(
+        folder,
+        {name: one for name, one in weights.items() if name not in _SHARED},
+        {
+            "teacher": "recformer",
+            "architecture": asdict(model.architecture),
+            "limits": asdict(limits),
+            "vocabulary": {**vocabulary.ids, "text": vocabulary.digest},
+            **config,
+        },
+    )
+
+
+def load_recformer(folder: Path) -> RecformerFolder:
+    """Everything in the folder of a Recformer.
+
+    Raises:
+        UsageError: ``teacher.missing``, ``teacher.other_kind``; StoreError: ``teacher.damaged`` when weights or
+            tokenizer are not those that were sealed.
+    """
+    weights, config, digest = load_folder(folder)
+    if config["teacher"] != "recformer":
+        raise UsageError(
+            f"{folder}: holds a {config['teacher']} where a recformer was expected; name another folder.",
+            code="teacher.other_kind",
+        )
+    path = folder / _TOKENIZER
+    text = path.read_bytes() if path.is_file() else b""
+    ids = dict(config["vocabulary"])
+    expected = ids.pop("text")
+    if sha256_bytes(text) != expected:
+        raise StoreError(
+            f"{path}: {expected[:19]} expected, {sha256_bytes(text)[:19]} found; "
+            f"remove {folder} and make the teacher again.",
+            code="teacher.damaged",
+        )
+    return RecformerFolder(
+        weights=weights,
+        architecture=Architecture(**config["architecture"]),
+        vocabulary=Vocabulary(text=text.decode(), **ids),
+        limits=Limits(**config["limits"]),
+        config=config,
+        digest=digest,
+    )
+
+
+class RecformerTeacher:
+    """Satisfies :class:`teachers.protocol.Teacher`."""
+
+    name = "recformer"
+    factorises = True
+
+    def __init__(self, loaded: RecformerFolder, device: str) -> None:
+        self._model = loaded.model().eval().to(device)
+        self._vocabulary = loaded.vocabulary
+        self._limits = loaded.limits
+        self._dataset = str(loaded.config["dataset"])
+        self._items: ItemTokens | None = None
+        self.digest = loaded.digest
+        self.quality: Mapping[str, float] = loaded.config["validation"]
+
+    @classmethod
+    def load(cls, folder: Path) -> RecformerTeacher:
+        """The tuned teacher in `folder`, on the GPU if there is one.
+
+        Raises:
+            UsageError: ``teacher.not_tuned``, or what :func:`load_recformer` raises.
+        """
+        loaded = load_recformer(folder)
+        if loaded.config["stage"] != "tuned":
+            raise UsageError(
+                f"{folder}: holds a pre-trained teacher that knows no target domain; "
+                f"run `kd-teacher tune recformer --from {folder}`.",
+                code="teacher.not_tuned",
+            )
+        return cls(loaded, "cuda" if torch.cuda.is_available() else "cpu")
+
+    def encode_items(self, dataset: Dataset) -> Floats:
+        """[V, D] unit vectors."""
+        self._check(dataset)
+        vectors: Floats = F.normalize(self._model.table(), dim=-1).cpu().numpy()
+        return vectors
+
+    def encode_histories(self, dataset: Dataset, users: Ints, ends: Ints) -> Floats:
+        """[n, D] unit vectors."""
+        self._check(dataset)
+        if self._items is None:
+            self._items = tokenise_items(dataset, self._vocabulary, self._limits)
+        states_nD = encode(self._model, self._items.histories(dataset, users, ends))
+        vectors: Floats = F.normalize(states_nD, dim=-1).cpu().numpy()
+        return vectors
+
+    def score(self, users_vec: Floats, items_vec: Floats) -> Floats:
+        """[n, C] cosines."""
+        return users_vec @ items_vec.T
+
+    def _check(self, dataset: Dataset) -> None:
+        if dataset.digest != self._dataset:
+            raise StoreError(
+                f"the teacher was tuned on the dataset {self._dataset[:19]}, {dataset.path} is "
+                f"{dataset.digest[:19]}; tune it on that one with `kd-teacher tune recformer`.",
+                code="teacher.foreign",
+            )

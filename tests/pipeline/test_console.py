@@ -1,0 +1,96 @@
+"""Lines for a log and numbers for a person; what a clock says is given."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipeline import console
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.4, "0 s"),
+        (48, "48 s"),
+        (59.6, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3599, "59 min 59 s"),
+        (7500, "2 h 05 min"),
+        (360_000, "100 h 00 min"),
+    ],
+)
+def test_durations(seconds: float, said: str) -> None:
+    assert console.duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("length", "said"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (105_300_000, "105.3 MB"), (2e15, "2000.0 TB")],
+)
+def test_sizes(length: float, said: str) -> None:
+    assert console.size(length) == said
+
+
+def test_counts_have_the_right_number() -> None:
+    assert console.count(1, "batch", "batches") == "1 batch"
+    assert console.count(1250, "batch", "batches") == "1,250 batches"
+    assert console.count(0, "epoch") == "0 epochs"
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_log_gets_a_line_every_ten_seconds_with_the_time_left(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with console.progress("toys") as report:
+        for second in range(26):
+            clock[0] = second
+            report(second * 2, 400, "scores")
+    # two a second: after 10 s 20 are done and 380 are left, which take 190 s
+    assert capsys.readouterr().err.splitlines() == [
+        "toys: 20 of 400, 3 min 10 s left, scores",
+        "toys: 40 of 400, 3 min 00 s left, scores",
+    ]
+
+
+def test_a_new_stage_has_a_pace_of_its_own(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with console.progress("toys") as report:
+        for second in range(9):
+            clock[0] = second
+            report(second, 8, "items")  # one a second
+        for second in range(9, 21):
+            clock[0] = second
+            report((second - 9) * 0.5, 60, "")  # half an epoch a second
+    # 10 s after the first report 0.5 of 60 is done in 1 s; 59.5 are left, which take 119 s
+    assert capsys.readouterr().err.splitlines() == [
+        "toys: 0.5 of 60, 1 min 59 s left",
+        "toys: 5.5 of 60, 1 min 49 s left",
+    ]
+
+
+def test_what_is_for_a_log_is_silent_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console.log("one")
+    monkeypatch.setattr(console._err, "_force_terminal", True)
+    console.log("two")
+    assert capsys.readouterr().err == "one\n"
+
+
+def test_brackets_in_names_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Rich would take [bold] for markup."""
+    console.table("runs/[bold]x", ["", "[red]"], [["[i]", "1"]], caption="[b]c")
+    console.note("[bold]y")
+    out, err = capsys.readouterr()
+    assert "runs/[bold]x" in out
+    assert "[red]" in out
+    assert "[i]" in out
+    assert "[b]c" in out
+    assert err == "[bold]y\n"
