@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-peers clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -29,6 +29,10 @@ test: lint
 # A line a goal: name, what against what, median ratio and spread, the bar, kept or short. ONLY=name for one.
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/run.py $(ONLY)
+
+# RecBole 1.2.1 in .venv-peers; sasrec and evaluate make it themselves when it is not there.
+bench-peers: $(VENV)/.installed
+	$(BIN)/python benchmarks/recbole_side.py
 
 clean:
 	rm -rf $(VENV) .venv-peers demo .mypy_cache .ruff_cache .pytest_cache

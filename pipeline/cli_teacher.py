@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 import typer
 
 from cache.dataset import open_dataset
 from cache.errors import UsageError
-from pipeline import console
+from pipeline import console, teach, teach_unim2rec
 from pipeline.config import check_finite, find_dataset, tuned_folder
 from pipeline.metrics import CUTOFFS
-from pipeline.teach import CHECKPOINT, evaluate_teacher, import_official, pretrain, tune
+from pipeline.teach import CHECKPOINT, evaluate_teacher, import_official
+from pipeline.teach_unim2rec import Modalities
 from teachers.folder import CONFIG
+from teachers.images import Pictures
 from teachers.pretrain import Augmentation
 from teachers.registry import load_teacher
 from teachers.text import TextSettings
@@ -33,7 +35,23 @@ app = typer.Typer(
 _METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS]
 _RECIPE, _TEXT, _VIEW = Recipe(), TextSettings(), Augmentation()
 
-TeacherArgument = Annotated[Literal["unisrec"], typer.Argument(help="The kind of teacher.")]
+Kind: TypeAlias = Literal["unisrec", "unim2rec"]
+TeacherArgument = Annotated[Kind, typer.Argument(help="The kind of teacher.")]
+VectorsOption = Annotated[
+    str | None, typer.Option(help="A set of text vectors of the dataset instead, such as feat1CLS.")
+]
+ImageVectorsOption = Annotated[
+    str | None,
+    typer.Option(help="unim2rec: a set of image vectors of the dataset; by default `image`."),
+]
+PicturesOption = Annotated[
+    Path | None,
+    typer.Option(help="unim2rec: the folder that the items' image paths start from, instead."),
+]
+ImageOption = Annotated[
+    str | None,
+    typer.Option(help="unim2rec: vision model for --pictures, a local folder or a hub name."),
+]
 TextOption = Annotated[
     str, typer.Option(help="Text encoder: minilm, a local folder, or a hub name.")
 ]
@@ -66,6 +84,9 @@ def pretrain_command(
     out: Annotated[Path | None, typer.Option(help="By default pretrained/<teacher>.")] = None,
     text: TextOption = _TEXT.model,
     pooling: PoolingOption = _TEXT.pooling,
+    image_vectors: ImageVectorsOption = None,
+    pictures: PicturesOption = None,
+    image: ImageOption = None,
     whiten: WhitenOption = True,
     word_drop: Annotated[
         float, typer.Option(help="Share of words dropped in the second view.", min=0.01, max=0.9)
@@ -91,16 +112,16 @@ def pretrain_command(
     device = _device(threads)
     folder = out or Path("pretrained") / teacher
     known = (folder / CONFIG).is_file()
+    texts = TextSettings(model=text, pooling=pooling)
+    modalities = _modalities(teacher, texts, None, image_vectors, pictures, image)
     with _progress(folder) as report:
-        config = pretrain(
-            [open_dataset(path, deep=True) for path in data],
-            folder,
-            text=TextSettings(model=text, pooling=pooling),
-            whiten=whiten,
-            word_drop=word_drop,
-            augmentation=Augmentation(item_drop_ratio=item_drop),
-            architecture={"dropout": dropout, "attention_dropout": dropout},
-            recipe=Recipe(
+        datasets = [open_dataset(path, deep=True) for path in data]
+        shared: dict[str, Any] = {
+            "whiten": whiten,
+            "word_drop": word_drop,
+            "augmentation": Augmentation(item_drop_ratio=item_drop),
+            "architecture": {"dropout": dropout, "attention_dropout": dropout},
+            "recipe": Recipe(
                 epochs=epochs,
                 patience=epochs,
                 batch_size=batch_size,
@@ -108,10 +129,15 @@ def pretrain_command(
                 seed=seed,
                 bfloat16=_bfloat16(bfloat16, device),
             ),
-            limit=limit,
-            device=device,
-            report=report,
-        )
+            "limit": limit,
+            "device": device,
+            "report": report,
+        }
+        if modalities is None:
+            config = teach.pretrain(datasets, folder, text=texts, **shared)
+        else:
+            both = [(dataset, modalities) for dataset in datasets]
+            config = teach_unim2rec.pretrain(both, folder, **shared)
     losses = config["losses"]
     console.say(
         f"{folder}: {console.count(config['epochs'], 'epoch')}, loss {losses[0]:.3f} to "
@@ -145,10 +171,11 @@ def tune_command(
     ] = False,
     text: TextOption = _TEXT.model,
     pooling: PoolingOption = _TEXT.pooling,
+    vectors: VectorsOption = None,
+    image_vectors: ImageVectorsOption = None,
+    pictures: PicturesOption = None,
+    image: ImageOption = None,
     whiten: WhitenOption = True,
-    vectors: Annotated[
-        str | None, typer.Option(help="A vector set of the dataset instead, such as feat1CLS.")
-    ] = None,
     epochs: Annotated[int, typer.Option(help="At most.", min=1)] = _RECIPE.epochs,
     patience: Annotated[
         int, typer.Option(help="Epochs without better validation NDCG@10, then stop.", min=1)
@@ -177,22 +204,21 @@ def tune_command(
     where = find_dataset(data, "kd-teacher tune")
     folder = out or Path("tuned") / where.resolve().name / teacher
     known = (folder / CONFIG).is_file()
+    texts = TextSettings(model=text, pooling=pooling)
+    modalities = _modalities(teacher, texts, vectors, image_vectors, pictures, image)
     with _progress(folder) as report:
-        config = tune(
-            open_dataset(where, deep=True),
-            folder,
-            text=TextSettings(model=text, pooling=pooling),
-            whiten=whiten,
-            vectors=vectors,
-            start=start,
-            transductive=mode == "transductive",
-            freeze_encoder=freeze_encoder,
-            architecture={
+        dataset = open_dataset(where, deep=True)
+        shared: dict[str, Any] = {
+            "whiten": whiten,
+            "start": start,
+            "transductive": mode == "transductive",
+            "freeze_encoder": freeze_encoder,
+            "architecture": {
                 "dropout": dropout,
                 "attention_dropout": dropout,
                 "adaptor_dropout": adaptor_dropout,
             },
-            recipe=Recipe(
+            "recipe": Recipe(
                 epochs=epochs,
                 patience=patience,
                 batch_size=batch_size,
@@ -201,9 +227,13 @@ def tune_command(
                 seed=seed,
                 bfloat16=_bfloat16(bfloat16, device),
             ),
-            device=device,
-            report=report,
-        )
+            "device": device,
+            "report": report,
+        }
+        if modalities is None:
+            config = teach.tune(dataset, folder, text=texts, vectors=vectors, **shared)
+        else:
+            config = teach_unim2rec.tune(dataset, folder, modalities=modalities, **shared)
     rows = {"valid": config["validation"], "test": config["test"]}
     length = console.count(config["epochs"], "epoch")
     _print(f"{folder}: {mode}, {length}{', tuned before' if known else ''}", rows)
@@ -247,6 +277,38 @@ def import_command(
     console.say(f"{out}: an official pre-trained teacher")
     console.hint(
         f"kd-teacher tune unisrec --from {out} --no-whiten --text bert-base-uncased --pooling cls"
+    )
+
+
+def _modalities(
+    teacher: Kind,
+    text: TextSettings,
+    text_vectors: str | None,
+    image_vectors: str | None,
+    pictures: Path | None,
+    image: str | None,
+) -> Modalities | None:
+    """Where a unim2rec's features come from; None for a unisrec, which has no eyes."""
+    given = {"--image-vectors": image_vectors, "--pictures": pictures, "--image": image}
+    if teacher == "unisrec":
+        if seen := [name for name, value in given.items() if value is not None]:
+            raise UsageError(
+                f"{seen[0]} is of unim2rec, and unisrec reads texts alone; leave it away.",
+                code="teacher.no_images",
+            )
+        return None
+    if (pictures is None) != (image is None) or (pictures and image_vectors):
+        raise UsageError(
+            "--pictures and --image belong together, and --image-vectors stands in for both; "
+            "give the two, or the one, or none for the dataset's own `image` vectors.",
+            code="image.half_given",
+        )
+    seen_by = Pictures(model=image, folder=pictures) if pictures and image else None
+    return Modalities(
+        text=text,
+        text_vectors=text_vectors,
+        pictures=seen_by,
+        image_vectors=None if seen_by else image_vectors or "image",
     )
 
 

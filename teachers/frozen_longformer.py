@@ -82,7 +82,7 @@ class _Windows:
 class _Layer:
     def __init__(self, block: Block) -> None:
         self._attention = block.attention.self
-        self._qkv = PackedLinear(*self._attention.fused())
+        self._qkv, self._bias = (one.detach() for one in self._attention.fused())
         self._mix = _packed(block.attention.output.dense)
         self._norm = block.attention.output.LayerNorm
         self._inner = _packed(block.intermediate.dense)
@@ -98,8 +98,7 @@ class _Layer:
         """The block's output, in place."""
         first_BD = self._attention.first_tokens(x_ND, ragged)
         tokens = windows.buffer[windows.front : windows.front + len(x_ND)]
-        for part_ND, rows in zip(_parts(x_ND), _parts(tokens), strict=True):
-            rows.copy_(self._qkv(part_ND))
+        torch.addmm(self._bias, x_ND, self._qkv.T, out=tokens)
         _attend(windows, ragged, self._attention.heads)
         mixed_ND = windows.mixed[: len(x_ND)]
         mixed_ND.index_copy_(0, ragged.starts, first_BD)

@@ -54,7 +54,7 @@ def tune(
     checkpoint: Path,
     identity: Mapping[str, Any],
     warm_up: int = 100,
-    clip: float = 1.0,
+    clip: float | None = 1.0,
     report: Report = lambda done, total, note: None,
 ) -> Trained:
     """Tune `model`, which has an item table, on the training parts of `dataset`.
