@@ -45,7 +45,7 @@ def against_product(model: SASRec, dataset: Dataset, rounds: int) -> bool:
     buffer = torch.empty(block, len(table_VD))
 
     def product(number: int) -> None:
-        for rows in users_nD.split(block):
+        for rows in torch.split(users_nD, block):
             torch.mm(rows, table_VD.T, out=buffer[: len(rows)])
 
     ranked, bare = turns(

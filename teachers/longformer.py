@@ -4,9 +4,9 @@ Architecture of arXiv 2004.05150 with the parameter names of its public implemen
 Post-norm blocks; a token sees half a window on either side and its sequence's first token through the local
 projections, the first token sees everything through projections of its own. Of those, keys and values are never made:
 a query is taken back through the key matrix and compared with the states themselves, and states are pooled before
-they go through the value matrix. That is the same number, for 2 D instead of 4 D^2 multiply-adds a token and head.
-Asked for first tokens alone, the last block costs a few per cent of another. Legend: N tokens, B sequences, D width,
-H heads, E = D / H, Q queries and C keys of a block.
+they go through the value matrix. That is the same number, for 2 D H instead of 2 D^2 multiply-adds a token. Asked for
+first tokens alone, the last block costs a few per cent of another. Legend: N tokens, B sequences, D width, H heads, E
+= D / H, Q queries and C keys of a block.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Architecture of arXiv 2305.13731 with the parameter names of its public implemen
 Longformer over the sum of word, position, type and item-position embeddings; the first token's state is the vector of
 what was read. A word head for masked language modelling shares the word embeddings. Once tuned, the model carries a
 table of its items' vectors. Histories are encoded in batches of a budget of tokens, longest first; nothing is padded.
-At 12 x 768 a core reads some 450 tokens a second, at 6 x 384 some 3,500. Legend: N tokens, B sequences, D width, V
+At 12 x 768 a core reads some 470 tokens a second, at 6 x 384 some 3,700. Legend: N tokens, B sequences, D width, V
 items, W words of the vocabulary.
 """
 

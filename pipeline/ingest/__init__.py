@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from cache.atomic import check_writable
 from cache.errors import StoreError, UsageError
 from pipeline.ingest.amazon import read_amazon
 from pipeline.ingest.columns import EVENT_PARTS, PARTS, check_parts
@@ -69,6 +70,7 @@ def ingest(
             f"{out}: is already there and is never overwritten; choose another name or remove it first.",
             code="store.exists",
         )
+    check_writable(out.parent)
     for path in (source, items):
         if path is not None:
             must_exist(path)

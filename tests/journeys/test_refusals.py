@@ -182,6 +182,20 @@ def test_two_stores_ask_which(home: Path) -> None:
     refused(home, "kd-student fit", USAGE, words)
 
 
+def test_a_folder_that_cannot_be_written_to_is_refused_before_any_work(home: Path) -> None:
+    """Each line has a second fault, which only work would come upon."""
+    (home / "a-file").touch()
+    (home / "torn.csv").write_text("user,item,timestamp\nanna,B002,noon\n")
+    flip(home / "cache/toys/scores/unisrec/scores.zarr/c.0.0.0")
+    for line in (
+        "kd-cache ingest torn.csv --out a-file/new",
+        f"{TUNE} --text no/model --out a-file/new",
+        "kd-teacher pretrain unisrec --data data/toys --text no/model --out a-file/new",
+        "kd-student fit --cache cache/toys --out a-file/new",
+    ):
+        refused(home, line, DISK, "a-file", "Not a directory")
+
+
 def flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
