@@ -17,4 +17,5 @@ run kd-cache plan --data data/sample
 run kd-teacher tune unisrec --data data/sample
 run kd-cache build --teacher unisrec
 run kd-cache show
-run kd-student fit --cache cache/sample --compare
+# enough for a clear answer; left alone, the student goes on improving for twice as long
+run kd-student fit --cache cache/sample --compare --epochs 30

@@ -62,7 +62,8 @@ def goal(
     )
     bar = "no bar  told"
     if at_most is not None:
-        bar = f"bar at most {at_most:g}  {'kept' if kept else 'short'}"
+        least = "" if at_least is None else f"at least {at_least:g}, "
+        bar = f"bar {least}at most {at_most:g}  {'kept' if kept else 'short'}"
     elif at_least is not None:
         bar = f"bar at least {at_least:g}  {'kept' if kept else 'short'}"
     measured = f"{figure} {middle:.2f}"
