@@ -183,7 +183,9 @@ def fit_command(
             run = _fit_one(store, readers, folder, label, config, one, device)
             runs.setdefault(kind, []).append(run)
     _print(store, runs)
-    console.hint(f"kd-student evaluate {run.folder} --cache {store.path}")
+    stores = list(Path("cache").glob("*/plan"))
+    which = "" if stores == [store.path / "plan"] else f" --cache {store.path}"
+    console.hint(f"kd-student evaluate {run.folder}{which}")
 
 
 @app.command(short_help="Judge a trained student by ranking all items.")
