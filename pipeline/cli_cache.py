@@ -15,15 +15,17 @@ from cache.dataset import Dataset, InstanceKind, open_dataset
 from cache.errors import StoreError, UsageError
 from cache.plan import Plan
 from cache.score_writer import TAU
-from cache.store import Store, describe
+from cache.store import Store
 from cache.verify import compare, verify
 from pipeline import console
 from pipeline.build import build, estimate_seconds, scorer
-from pipeline.config import check_finite, find_dataset, find_store, tuned_folder
+from pipeline.config import check_finite, find_dataset, find_store, parse_epsilon, tuned_folder
 from pipeline.curriculum import PlanSettings, Popularity, estimate, make_plan, planned
 from pipeline.ingest import FORMATS, ingest
 from pipeline.ingest.freeze import Ingested
+from pipeline.join_options import ConsistencyOption, EpsilonOption, TauOption
 from pipeline.sample import write_sample
+from pipeline.show import show
 
 if TYPE_CHECKING:
     from teachers.protocol import Teacher
@@ -220,47 +222,28 @@ def build_command(
     console.hint(f"kd-student fit --cache {store.path} --compare")
 
 
-@app.command(short_help="Print what a store holds.")
-def show(cache: CacheOption = None) -> None:
-    """Print what a store holds: counts, sizes and digests of its parts."""
-    about = describe(Store.open(find_store(cache, "kd-cache show")))
-    counts = {**about.dataset.counts, **about.plan.counts}
-    settings = about.plan.settings
-    console.table(
-        f"{about.path}",
-        ["", "value"],
-        [
-            *([name, f"{counts[name]:,}"] for name in ("users", "items", "interactions")),
-            *([name, f"{counts[name]:,}"] for name in ("instances", "batches")),
-            ["batch size", f"{settings['batch_size']:,}"],
-            ["distinct targets a batch", f"up to {counts['columns']:,}"],
-            ["curriculum", console.count(settings["buckets"], "bucket")],
-            ["then", console.count(settings["rounds"], "standard round")],
-            ["dataset", f"{console.size(about.dataset_bytes)}, {about.dataset.digest[:19]}"],
-            ["plan", f"{console.size(about.plan_bytes)}, {about.plan.digest[:19]}"],
-        ],
+@app.command("show", short_help="Print what a store holds.")
+def show_command(
+    cache: CacheOption = None,
+    consistency: ConsistencyOption = "pair",
+    epsilon: EpsilonOption = "0.8q",
+    tau: TauOption = None,
+    batches: Annotated[
+        int,
+        typer.Option(
+            help="Read so many, evenly spread, to compare the teachers; 0 leaves it out.", min=0
+        ),
+    ] = 64,
+) -> None:
+    """Print what a store holds, and how far its teachers agree."""
+    store = Store.open(find_store(cache, "kd-cache show"))
+    show(
+        store,
+        consistency=consistency,
+        epsilon=parse_epsilon(epsilon),
+        tau=tau,
+        batches=batches,
     )
-    per_instance = max(counts["instances"], 1)
-    if about.score_sets:
-        console.table(
-            f"{about.path}/scores",
-            ["name", "tau", "valid ndcg@10", "size", "an instance", "sha256"],
-            [
-                [
-                    one.name,
-                    f"{one.tau:g}",
-                    f"{one.quality['ndcg@10']:.4f}" if "ndcg@10" in one.quality else "unknown",
-                    console.size(one.bytes),
-                    console.size(one.bytes / per_instance),
-                    one.digest.removeprefix("sha256:")[:12],
-                ]
-                for one in about.score_sets
-            ],
-        )
-    else:
-        console.say("scores: none yet; `kd-cache build --teacher unisrec` asks a tuned teacher")
-    for name in about.unfinished:
-        console.say(f"{name}: unfinished; the `kd-cache build` that began it goes on from there")
 
 
 @app.command("verify", short_help="Hash every byte and name what has changed.")

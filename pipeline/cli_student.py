@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,9 +16,10 @@ from cache.errors import UsageError
 from cache.scores import ScoreReader
 from cache.store import Store
 from pipeline import console
-from pipeline.config import check_finite, find_store
+from pipeline.config import check_finite, find_store, parse_epsilon
 from pipeline.evaluate import rank_histories
 from pipeline.fit import Run, fit, load_student, standing
+from pipeline.join_options import ConsistencyOption, EpsilonOption, TauOption
 from pipeline.metrics import CUTOFFS, gains, metrics_of_ranks, paired_p_value
 from student.loop import RunState, TrainSettings
 from student.sasrec import SASRecConfig
@@ -63,21 +63,13 @@ def fit_command(
     kd_weight: Annotated[
         float, typer.Option(help="Lambda of eq. 10, the weight of the teachers' part.", min=0)
     ] = _DEFAULT.kd_weight,
-    tau: Annotated[
-        float | None,
-        typer.Option(help="Temperature of the teachers; default the store's.", min=1e-3),
-    ] = None,
+    tau: TauOption = None,
     kl: Annotated[
         Literal["teacher-student", "student-teacher"],
         typer.Option(help="Direction of the divergence; student-teacher is eq. 9 to the letter."),
     ] = _DEFAULT.kl,
-    consistency: Annotated[
-        Literal["pair", "user", "off"],
-        typer.Option(help="Drop the contradicted teacher for each pair, each user, or never."),
-    ] = "pair",
-    epsilon: Annotated[
-        str, typer.Option(help="Disagreement to tolerate: a number, or a quantile such as 0.8q.")
-    ] = "0.8q",
+    consistency: ConsistencyOption = "pair",
+    epsilon: EpsilonOption = "0.8q",
     weights: Annotated[
         str | None,
         typer.Option(help="Default weights, name=weight,...; by default by validation NDCG@10."),
@@ -133,7 +125,7 @@ def fit_command(
             "--compare trains the base and the student, --no-distill the base alone; leave one away.",
             code="fit.nothing_to_compare",
         )
-    shares, tolerated = _weights(weights), _epsilon(epsilon)
+    shares, tolerated = _weights(weights), parse_epsilon(epsilon)
     device = _device(device)
     if threads:
         torch.set_num_threads(threads)
@@ -308,19 +300,6 @@ def _mean_gains(runs: list[Run], metric: str) -> np.ndarray[tuple[int], np.dtype
 
 def _spread(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
     return f"{values.mean():.4f}" + (f" ±{values.std(ddof=1):.4f}" if len(values) > 1 else "")
-
-
-def _epsilon(text: str) -> float | str:
-    try:
-        value = float(text.removesuffix("q"))
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < math.inf or (text.endswith("q") and value > 1):
-        raise UsageError(
-            f"--epsilon {text}: a number from 0, or a quantile from 0q to 1q, expected.",
-            code="fit.bad_epsilon",
-        )
-    return text if text.endswith("q") else value
 
 
 def _weights(text: str | None) -> dict[str, float] | None:

@@ -4,25 +4,49 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
-import torch
 import typer
 
 from cache.dataset import open_dataset
 from cache.errors import UsageError
-from pipeline import console, teach, teach_unim2rec
+from pipeline import console, teach, teach_recformer, teach_unim2rec
 from pipeline.config import check_finite, find_dataset, tuned_folder
 from pipeline.metrics import CUTOFFS
-from pipeline.teach import CHECKPOINT, evaluate_teacher, import_official
-from pipeline.teach_unim2rec import Modalities
+from pipeline.teach import CHECKPOINT, evaluate_teacher
+from pipeline.teacher_options import (
+    LIMITS,
+    TEXT,
+    AttributeTokensOption,
+    Bfloat16Option,
+    HistoryItemsOption,
+    HistoryTokensOption,
+    ImageOption,
+    ImageVectorsOption,
+    Kind,
+    Pace,
+    PicturesOption,
+    PoolingOption,
+    SeedOption,
+    TeacherArgument,
+    TextOption,
+    ThreadsOption,
+    VectorsOption,
+    WhitenOption,
+    check_known,
+    device_for,
+    in_bfloat16,
+    modalities,
+    reading,
+)
 from teachers.folder import CONFIG
-from teachers.images import Pictures
 from teachers.pretrain import Augmentation
+from teachers.recformer_weights import OFFICIAL_TOKENIZER
 from teachers.registry import load_teacher
 from teachers.text import TextSettings
-from teachers.trainer import Recipe, bfloat16_is_fast
+from teachers.trainer import Recipe
 
 app = typer.Typer(
     name="kd-teacher",
@@ -33,57 +57,26 @@ app = typer.Typer(
 )
 
 _METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS]
-_RECIPE, _TEXT, _VIEW = Recipe(), TextSettings(), Augmentation()
-
-Kind: TypeAlias = Literal["unisrec", "unim2rec"]
-TeacherArgument = Annotated[Kind, typer.Argument(help="The kind of teacher.")]
-VectorsOption = Annotated[
-    str | None, typer.Option(help="A set of text vectors of the dataset instead, such as feat1CLS.")
-]
-ImageVectorsOption = Annotated[
-    str | None,
-    typer.Option(help="unim2rec: a set of image vectors of the dataset; by default `image`."),
-]
-PicturesOption = Annotated[
-    Path | None,
-    typer.Option(help="unim2rec: the folder that the items' image paths start from, instead."),
-]
-ImageOption = Annotated[
-    str | None,
-    typer.Option(help="unim2rec: vision model for --pictures, a local folder or a hub name."),
-]
-TextOption = Annotated[
-    str, typer.Option(help="Text encoder: minilm, a local folder, or a hub name.")
-]
-PoolingOption = Annotated[
-    Literal["mean", "cls"], typer.Option(help="How a text's token vectors become one.")
-]
-WhitenOption = Annotated[
-    bool, typer.Option("--whiten/--no-whiten", help="Whiten the text vectors before the adaptor.")
-]
-SeedOption = Annotated[int, typer.Option(help="Of everything random.", min=0, max=2**31 - 1)]
-RateOption = Annotated[float, typer.Option(help="Learning rate of Adam.", min=0)]
-DropoutOption = Annotated[float, typer.Option(help="Inside the transformer.", min=0, max=0.99)]
-SizeOption = Annotated[int, typer.Option(help="Targets in a step.", min=2)]
-Bfloat16Option = Annotated[
-    bool | None,
-    typer.Option(
-        "--bfloat16/--no-bfloat16",
-        help="Matrix products in bfloat16; by default where the hardware has it.",
-    ),
-]
-ThreadsOption = Annotated[
-    int, typer.Option(help="Processor threads; 0 takes torch's choice.", min=0)
-]
+_RECIPE, _VIEW = Recipe(), Augmentation()
+_READER = Pace(batch_size=64, learning_rate=5e-5, dropout=0.1)
+_TUNING: dict[Kind, Pace] = {
+    **dict.fromkeys(("unisrec", "unim2rec"), Pace(1024, 1e-3, 0.5)),
+    "recformer": _READER,
+}
+_PRETRAINING: dict[Kind, Pace] = {
+    **dict.fromkeys(("unisrec", "unim2rec"), Pace(2048, 1e-3, 0.2)),
+    "recformer": _READER,
+}
 
 
 @app.command("pretrain", short_help="Pre-train a teacher on source domains.")
 def pretrain_command(
+    context: typer.Context,
     teacher: TeacherArgument,
     data: Annotated[list[Path], typer.Option(help="A source domain's dataset; repeat it.")],
     out: Annotated[Path | None, typer.Option(help="By default pretrained/<teacher>.")] = None,
-    text: TextOption = _TEXT.model,
-    pooling: PoolingOption = _TEXT.pooling,
+    text: TextOption = TEXT.model,
+    pooling: PoolingOption = TEXT.pooling,
     image_vectors: ImageVectorsOption = None,
     pictures: PicturesOption = None,
     image: ImageOption = None,
@@ -94,50 +87,80 @@ def pretrain_command(
     item_drop: Annotated[
         float, typer.Option(help="Share of items dropped in the second view.", min=0, max=0.9)
     ] = _VIEW.item_drop_ratio,
+    attribute_tokens: AttributeTokensOption = LIMITS.attribute,
+    history_items: HistoryItemsOption = LIMITS.items,
+    history_tokens: HistoryTokensOption = LIMITS.tokens,
+    word_weight: Annotated[
+        float, typer.Option(help="recformer: weight of guessing masked words.", min=0)
+    ] = 0.1,
     epochs: Annotated[int, typer.Option(help="Passes over the sources.", min=1)] = 10,
     limit: Annotated[
-        int | None, typer.Option(help="At most so many instances an epoch.", min=2)
+        int | None,
+        typer.Option(help="At most so many instances an epoch; recformer: users.", min=2),
     ] = None,
-    batch_size: SizeOption = 2048,
-    learning_rate: RateOption = _RECIPE.learning_rate,
-    dropout: DropoutOption = 0.2,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Targets in a step; by default 2048, recformer 64.", min=2),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of Adam; by default 0.001, recformer 0.00005.", min=0)
+    ] = None,
+    dropout: Annotated[
+        float | None,
+        typer.Option(
+            help="Inside the transformer; by default 0.2, recformer 0.1.", min=0, max=0.99
+        ),
+    ] = None,
     seed: SeedOption = 0,
     bfloat16: Bfloat16Option = None,
     threads: ThreadsOption = 0,
 ) -> None:
     """Pre-train a teacher on several source domains that are not the target."""
+    pace = _PRETRAINING[teacher].chosen(batch_size, learning_rate, dropout)
+    check_known(context, teacher)
     check_finite(
-        word_drop=word_drop, item_drop=item_drop, learning_rate=learning_rate, dropout=dropout
+        word_drop=word_drop,
+        item_drop=item_drop,
+        word_weight=word_weight,
+        learning_rate=pace.learning_rate,
+        dropout=pace.dropout,
     )
-    device = _device(threads)
+    device = device_for(threads)
     folder = out or Path("pretrained") / teacher
     known = (folder / CONFIG).is_file()
     texts = TextSettings(model=text, pooling=pooling)
-    modalities = _modalities(teacher, texts, None, image_vectors, pictures, image)
+    features = modalities(texts, None, image_vectors, pictures, image)
     with _progress(folder) as report:
         datasets = [open_dataset(path, deep=True) for path in data]
         shared: dict[str, Any] = {
-            "whiten": whiten,
-            "word_drop": word_drop,
-            "augmentation": Augmentation(item_drop_ratio=item_drop),
-            "architecture": {"dropout": dropout, "attention_dropout": dropout},
             "recipe": Recipe(
                 epochs=epochs,
                 patience=epochs,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
+                batch_size=pace.batch_size,
+                learning_rate=pace.learning_rate,
                 seed=seed,
-                bfloat16=_bfloat16(bfloat16, device),
+                bfloat16=in_bfloat16(bfloat16, device),
             ),
             "limit": limit,
             "device": device,
             "report": report,
         }
-        if modalities is None:
-            config = teach.pretrain(datasets, folder, text=texts, **shared)
+        on_vectors: dict[str, Any] = {
+            "whiten": whiten,
+            "word_drop": word_drop,
+            "augmentation": Augmentation(item_drop_ratio=item_drop),
+            "architecture": {"dropout": pace.dropout, "attention_dropout": pace.dropout},
+        }
+        if teacher == "recformer":
+            reads = reading(text, attribute_tokens, history_items, history_tokens, pace.dropout)
+            config = teach_recformer.pretrain(
+                datasets, folder, reading=reads, word_weight=word_weight, **shared
+            )
+        elif teacher == "unisrec":
+            config = teach.pretrain(datasets, folder, text=texts, **on_vectors, **shared)
         else:
-            both = [(dataset, modalities) for dataset in datasets]
-            config = teach_unim2rec.pretrain(both, folder, **shared)
+            both = [(dataset, features) for dataset in datasets]
+            config = teach_unim2rec.pretrain(both, folder, **on_vectors, **shared)
     losses = config["losses"]
     console.say(
         f"{folder}: {console.count(config['epochs'], 'epoch')}, loss {losses[0]:.3f} to "
@@ -148,6 +171,7 @@ def pretrain_command(
 
 @app.command("tune", short_help="Tune a teacher on the target domain.")
 def tune_command(
+    context: typer.Context,
     teacher: TeacherArgument,
     data: Annotated[
         Path | None, typer.Option(help="The target's dataset; by default the only one in data/.")
@@ -169,23 +193,49 @@ def tune_command(
             help="Keep the pre-trained transformer as it is.",
         ),
     ] = False,
-    text: TextOption = _TEXT.model,
-    pooling: PoolingOption = _TEXT.pooling,
+    text: TextOption = TEXT.model,
+    pooling: PoolingOption = TEXT.pooling,
     vectors: VectorsOption = None,
     image_vectors: ImageVectorsOption = None,
     pictures: PicturesOption = None,
     image: ImageOption = None,
     whiten: WhitenOption = True,
+    attribute_tokens: AttributeTokensOption = LIMITS.attribute,
+    history_items: HistoryItemsOption = LIMITS.items,
+    history_tokens: HistoryTokensOption = LIMITS.tokens,
     epochs: Annotated[int, typer.Option(help="At most.", min=1)] = _RECIPE.epochs,
+    second_epochs: Annotated[
+        int,
+        typer.Option(
+            help="recformer: at most so many more against a fixed item table; 0 leaves them out.",
+            min=0,
+        ),
+    ] = 20,
+    user_limit: Annotated[
+        int | None,
+        typer.Option(
+            "--limit", help="recformer: at most so many users an epoch, and to validate on.", min=2
+        ),
+    ] = None,
     patience: Annotated[
         int, typer.Option(help="Epochs without better validation NDCG@10, then stop.", min=1)
     ] = _RECIPE.patience,
-    batch_size: SizeOption = _RECIPE.batch_size,
-    learning_rate: RateOption = _RECIPE.learning_rate,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Targets in a step; by default 1024, recformer 64.", min=2),
+    ] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Of Adam; by default 0.001, recformer 0.00005.", min=0)
+    ] = None,
     weight_decay: Annotated[
         float, typer.Option(help="L2 inside Adam.", min=0)
     ] = _RECIPE.weight_decay,
-    dropout: DropoutOption = 0.5,
+    dropout: Annotated[
+        float | None,
+        typer.Option(
+            help="Inside the transformer; by default 0.5, recformer 0.1.", min=0, max=0.99
+        ),
+    ] = None,
     adaptor_dropout: Annotated[
         float, typer.Option(help="On the text vectors.", min=0, max=0.99)
     ] = 0.2,
@@ -194,49 +244,70 @@ def tune_command(
     threads: ThreadsOption = 0,
 ) -> None:
     """Tune a teacher on the target domain and print how well it ranks."""
+    pace = _TUNING[teacher].chosen(batch_size, learning_rate, dropout)
+    check_known(context, teacher)
     check_finite(
-        learning_rate=learning_rate,
+        learning_rate=pace.learning_rate,
         weight_decay=weight_decay,
-        dropout=dropout,
+        dropout=pace.dropout,
         adaptor_dropout=adaptor_dropout,
     )
-    device = _device(threads)
+    device = device_for(threads)
     where = find_dataset(data, "kd-teacher tune")
     folder = out or Path("tuned") / where.resolve().name / teacher
     known = (folder / CONFIG).is_file()
     texts = TextSettings(model=text, pooling=pooling)
-    modalities = _modalities(teacher, texts, vectors, image_vectors, pictures, image)
+    features = modalities(texts, vectors, image_vectors, pictures, image)
+    recipe = Recipe(
+        epochs=epochs,
+        patience=patience,
+        batch_size=pace.batch_size,
+        learning_rate=pace.learning_rate,
+        weight_decay=weight_decay,
+        seed=seed,
+        bfloat16=in_bfloat16(bfloat16, device),
+    )
     with _progress(folder) as report:
         dataset = open_dataset(where, deep=True)
         shared: dict[str, Any] = {
-            "whiten": whiten,
             "start": start,
-            "transductive": mode == "transductive",
-            "freeze_encoder": freeze_encoder,
-            "architecture": {
-                "dropout": dropout,
-                "attention_dropout": dropout,
-                "adaptor_dropout": adaptor_dropout,
-            },
-            "recipe": Recipe(
-                epochs=epochs,
-                patience=patience,
-                batch_size=batch_size,
-                learning_rate=learning_rate,
-                weight_decay=weight_decay,
-                seed=seed,
-                bfloat16=_bfloat16(bfloat16, device),
-            ),
+            "recipe": recipe,
             "device": device,
             "report": report,
         }
-        if modalities is None:
-            config = teach.tune(dataset, folder, text=texts, vectors=vectors, **shared)
+        on_vectors: dict[str, Any] = {
+            "whiten": whiten,
+            "transductive": mode == "transductive",
+            "freeze_encoder": freeze_encoder,
+            "architecture": {
+                "dropout": pace.dropout,
+                "attention_dropout": pace.dropout,
+                "adaptor_dropout": adaptor_dropout,
+            },
+        }
+        if teacher == "recformer":
+            config = teach_recformer.tune(
+                dataset,
+                folder,
+                reading=reading(
+                    text, attribute_tokens, history_items, history_tokens, pace.dropout
+                ),
+                second=replace(recipe, epochs=second_epochs) if second_epochs else None,
+                limit=user_limit,
+                **shared,
+            )
+        elif teacher == "unisrec":
+            config = teach.tune(
+                dataset, folder, text=texts, vectors=vectors, **on_vectors, **shared
+            )
         else:
-            config = teach_unim2rec.tune(dataset, folder, modalities=modalities, **shared)
+            config = teach_unim2rec.tune(
+                dataset, folder, modalities=features, **on_vectors, **shared
+            )
     rows = {"valid": config["validation"], "test": config["test"]}
     length = console.count(config["epochs"], "epoch")
-    _print(f"{folder}: {mode}, {length}{', tuned before' if known else ''}", rows)
+    what = "texts alone" if teacher == "recformer" else mode
+    _print(f"{folder}: {what}, {length}{', tuned before' if known else ''}", rows)
     store = Path("cache") / where.resolve().name
     if not store.is_dir():
         console.hint(f"kd-cache plan --data {where}")
@@ -265,51 +336,35 @@ def evaluate(
 
 @app.command("import", short_help="Bring an official checkpoint in.")
 def import_command(
-    file: Annotated[Path, typer.Argument(help="An official checkpoint, UniSRec-FHCKM-300.pth.")],
-    out: Annotated[Path, typer.Option(help="Where the teacher goes.")] = Path("pretrained/unisrec"),
+    file: Annotated[
+        Path,
+        typer.Argument(help="An official checkpoint: UniSRec-FHCKM-300.pth, recformer_ckpt.bin."),
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Where the teacher goes; by default pretrained/<teacher>.")
+    ] = None,
+    teacher: Annotated[
+        Literal["unisrec", "recformer"], typer.Option(help="Whose checkpoint it is.")
+    ] = "unisrec",
+    text: Annotated[
+        str, typer.Option(help="recformer: whose tokenizer, a local folder or a hub name.")
+    ] = OFFICIAL_TOKENIZER,
 ) -> None:
     """Bring an official pre-trained checkpoint in; no code of the file ever runs."""
-    if (out / "config.json").exists():
+    folder = out or Path("pretrained") / teacher
+    if (folder / CONFIG).exists():
         raise UsageError(
-            f"{out}: is already there; choose another --out, or remove it.", code="teacher.exists"
+            f"{folder}: is already there; choose another --out, or remove it.",
+            code="teacher.exists",
         )
-    import_official(file, out)
-    console.say(f"{out}: an official pre-trained teacher")
-    console.hint(
-        f"kd-teacher tune unisrec --from {out} --no-whiten --text bert-base-uncased --pooling cls"
-    )
-
-
-def _modalities(
-    teacher: Kind,
-    text: TextSettings,
-    text_vectors: str | None,
-    image_vectors: str | None,
-    pictures: Path | None,
-    image: str | None,
-) -> Modalities | None:
-    """Where a unim2rec's features come from; None for a unisrec, which has no eyes."""
-    given = {"--image-vectors": image_vectors, "--pictures": pictures, "--image": image}
-    if teacher == "unisrec":
-        if seen := [name for name, value in given.items() if value is not None]:
-            raise UsageError(
-                f"{seen[0]} is of unim2rec, and unisrec reads texts alone; leave it away.",
-                code="teacher.no_images",
-            )
-        return None
-    if (pictures is None) != (image is None) or (pictures and image_vectors):
-        raise UsageError(
-            "--pictures and --image belong together, and --image-vectors stands in for both; "
-            "give the two, or the one, or none for the dataset's own `image` vectors.",
-            code="image.half_given",
-        )
-    seen_by = Pictures(model=image, folder=pictures) if pictures and image else None
-    return Modalities(
-        text=text,
-        text_vectors=text_vectors,
-        pictures=seen_by,
-        image_vectors=None if seen_by else image_vectors or "image",
-    )
+    if teacher == "recformer":
+        teach_recformer.import_official(file, folder, tokenizer=text)
+        tuning = ""
+    else:
+        teach.import_official(file, folder)
+        tuning = " --no-whiten --text bert-base-uncased --pooling cls"
+    console.say(f"{folder}: an official pre-trained teacher")
+    console.hint(f"kd-teacher tune {teacher} --from {folder}{tuning}")
 
 
 @contextlib.contextmanager
@@ -338,16 +393,6 @@ def _print(title: str, rows: Mapping[str, Mapping[str, float]]) -> None:
         ["part", *_METRICS],
         [[part, *(f"{metrics[name]:.4f}" for name in _METRICS)] for part, metrics in rows.items()],
     )
-
-
-def _device(threads: int) -> str:
-    if threads:
-        torch.set_num_threads(threads)
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _bfloat16(asked: bool | None, device: str) -> bool:
-    return bfloat16_is_fast(device) if asked is None else asked
 
 
 def main() -> None:

@@ -19,7 +19,15 @@ from typing import Any, NoReturn
 from cache.errors import UsageError
 from cache.manifest import MANIFEST
 
-__all__ = ["PROGRAMS", "check_finite", "default_map", "find_dataset", "find_store", "tuned_folder"]
+__all__ = [
+    "PROGRAMS",
+    "check_finite",
+    "default_map",
+    "find_dataset",
+    "find_store",
+    "parse_epsilon",
+    "tuned_folder",
+]
 
 PROGRAMS = ("kd-cache", "kd-teacher", "kd-student")
 
@@ -92,6 +100,24 @@ def check_finite(**options: float | None) -> None:
 def find_store(given: Path | None, command: str) -> Path:
     """The store that was named, or the only one below `cache/`."""
     return given or _only("store", Path("cache"), f"plan/{MANIFEST}", f"{command} --cache", "plan")
+
+
+def parse_epsilon(text: str) -> float | str:
+    """What `--epsilon` says: a number, or a quantile such as ``0.8q``.
+
+    Raises:
+        UsageError: ``fit.bad_epsilon``.
+    """
+    try:
+        value = float(text.removesuffix("q"))
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < math.inf or (text.endswith("q") and value > 1):
+        raise UsageError(
+            f"--epsilon {text}: a number from 0, or a quantile from 0q to 1q, expected.",
+            code="fit.bad_epsilon",
+        )
+    return text if text.endswith("q") else value
 
 
 def find_dataset(given: Path | None, command: str) -> Path:

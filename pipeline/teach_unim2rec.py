@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cache.atomic import check_writable
 from cache.dataset import Dataset
 from cache.errors import StoreError, UsageError
-from cache.vectors import read_vectors, vectors_manifest
+from cache.vectors import list_vectors, read_vectors, vectors_manifest
 from pipeline import console
 from pipeline.console import Report
 from pipeline.teach import train_on_sources, train_on_target
@@ -46,6 +46,10 @@ from teachers.unim2rec_teacher import save_unim2rec
 __all__ = ["Modalities", "pretrain", "tune"]
 
 _KINDS: tuple[Literal["text", "image"], ...] = ("text", "image")
+_IMAGES = "image"  # the vector set that image_feat.npy becomes
+_UNSEEN_WIDTH = (
+    512  # of eyes that never opened; tuning draws them anew, as wide as the target's vectors
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +58,8 @@ class Modalities:
 
     Attributes:
         text: the encoder of texts, unless `text_vectors` names a vector set.
-        pictures: the tower and the folder of pictures, unless `image_vectors` names a vector set.
+        pictures: the tower and the folder of pictures, unless `image_vectors` names a vector set; with neither it is
+            the set `image`, and where a source domain has none, all its images are missing.
     """
 
     text: TextSettings = field(default_factory=TextSettings)
@@ -71,6 +76,16 @@ class _Set:
     vectors_VW: NDArray[np.float32]
     identity: str
     encoder: dict[str, Any]  #: what made it, without a path of this machine
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What pre-training sees of a source domain."""
+
+    path: str
+    text: _Set
+    dropped: _Set  #: of texts with words dropped
+    image: _Set | None
 
 
 def tune(
@@ -112,6 +127,9 @@ def tune(
         check_pretrained(start, config, "unim2rec", "UniM2Rec")
         shape = replace(Architecture(**config["architecture"]), **architecture)
         check_length(start, shape.positions, dataset)
+        if config["image"] is None:  # it never saw one: its eyes are the target's to learn
+            shape = replace(shape, image_width=widths["image_width"])
+            weights = {k: v for k, v in weights.items() if not k.startswith("image_adaptor.")}
         for kind, width, one in zip(
             _KINDS, (shape.text_width, shape.image_width), sets, strict=True
         ):
@@ -170,32 +188,23 @@ def pretrain(
             dropped, so such a source keeps its vectors and the view differs by dropout alone.
 
     Raises:
-        UsageError: ``teacher.exists``, ``image.no_vectors``; StoreError: ``pretrain.widths`` where sources differ.
+        UsageError: ``teacher.exists``; StoreError: ``pretrain.widths`` where sources differ.
     """
     check_writable(out)
     pairs = sorted(datasets, key=lambda pair: pair[0].digest)
-    triples = []
-    for dataset, modalities in pairs:
-        whole = _texts(dataset, modalities, device, report)
-        dropped = whole
-        if modalities.text_vectors is None:
-            view = replace(modalities, text=replace(modalities.text, word_drop=word_drop))
-            dropped = _texts(dataset, view, device, report)
-        triples.append((whole, dropped, _images(dataset, modalities, device, report)))
-    first_text, _, first_image = triples[0]
-    for (dataset, _), (text, _, image) in zip(pairs, triples, strict=True):
-        _same_width(dataset, text, pairs[0][0], first_text, "text")
-        _same_width(dataset, image, pairs[0][0], first_image, "image")
+    found = [_seen(*pair, word_drop, device, report) for pair in pairs]
+    text_width = _common_width("text", [(one.path, one.text) for one in found])
+    image_width = _common_width("image", [(one.path, one.image) for one in found])
     shape = Architecture(
-        text_width=first_text.vectors_VW.shape[1],
-        image_width=first_image.vectors_VW.shape[1],
+        text_width=text_width or 0,
+        image_width=image_width or _UNSEEN_WIDTH,
         positions=positions_for([dataset for dataset, _ in pairs]),
         **architecture,
     )
     identity = flat(
         datasets=[dataset.digest for dataset, _ in pairs],
-        text=[text.identity for text, _, _ in triples],
-        image=[image.identity for _, _, image in triples],
+        text=[one.text.identity for one in found],
+        image=[one.image.identity if one.image else None for one in found],
         whiten=whiten,
         word_drop=word_drop,
         augmentation=asdict(augmentation),
@@ -206,13 +215,19 @@ def pretrain(
     if (done := finished(out, identity)) is not None:
         return done
     sources = []
-    for (dataset, _), sets in zip(pairs, triples, strict=True):
-        whole_VW, dropped_VW, image_VW = (
-            _prepared(one.vectors_VW, True) if whiten else one.vectors_VW for one in sets
-        )
-        sources.append(Source(dataset, (whole_VW, image_VW), (dropped_VW, image_VW)))
+    for (dataset, _), one in zip(pairs, found, strict=True):
+        missing_VW = np.zeros((dataset.num_items, shape.image_width), np.float32)
+        raw = (one.text.vectors_VW, one.dropped.vectors_VW)
+        text_VW, dropped_VW = (_prepared(each, True) if whiten else each for each in raw)
+        image_VW = _prepared(one.image.vectors_VW, whiten) if one.image else missing_VW
+        sources.append(Source(dataset, (text_VW, image_VW), (dropped_VW, image_VW)))
+    eyes = next((one.image for one in found if one.image), None)
     torch.manual_seed(recipe.seed)
-    card = {"text": first_text.encoder, "image": first_image.encoder, "whiten": whiten}
+    card = {
+        "text": found[0].text.encoder,
+        "image": eyes.encoder if eyes else None,
+        "whiten": whiten,
+    }
     return train_on_sources(
         UniM2Rec(shape),
         sources,
@@ -240,14 +255,15 @@ def _texts(dataset: Dataset, modalities: Modalities, device: str, report: Report
 
 
 def _images(dataset: Dataset, modalities: Modalities, device: str, report: Report) -> _Set:
-    if modalities.image_vectors is not None:
-        return _ingested(dataset, modalities.image_vectors)
     if modalities.pictures is None:
-        raise UsageError(
-            f"{dataset.path}: needs image vectors; name a vector set of it (`image`, where image_feat.npy was "
-            "ingested), or an image encoder and the folder of the pictures.",
-            code="image.no_vectors",
-        )
+        name = modalities.image_vectors or _IMAGES
+        if modalities.image_vectors is None and name not in list_vectors(dataset):
+            raise UsageError(
+                f"{dataset.path}: needs image vectors; name a vector set of it (`image`, where image_feat.npy was "
+                "ingested), or an image encoder and the folder of the pictures.",
+                code="image.no_vectors",
+            )
+        return _ingested(dataset, name)
     name, vectors_VW, note = image_vectors(
         dataset, modalities.pictures, device=device, progress=report
     )
@@ -257,16 +273,35 @@ def _images(dataset: Dataset, modalities: Modalities, device: str, report: Repor
     return _Set(name, vectors_VW, name, encoder)
 
 
+def _seen(
+    dataset: Dataset, modalities: Modalities, word_drop: float, device: str, report: Report
+) -> _Seen:
+    """A source's texts, those with words dropped, and its images if it has any."""
+    text = dropped = _texts(dataset, modalities, device, report)
+    if modalities.text_vectors is None:
+        view = replace(modalities, text=replace(modalities.text, word_drop=word_drop))
+        dropped = _texts(dataset, view, device, report)
+    named = modalities.pictures is not None or modalities.image_vectors is not None
+    if named or _IMAGES in list_vectors(dataset):
+        return _Seen(str(dataset.path), text, dropped, _images(dataset, modalities, device, report))
+    console.note(f"{dataset.path}: has no image vectors; all its images are missing")
+    return _Seen(str(dataset.path), text, dropped, None)
+
+
 def _ingested(dataset: Dataset, name: str) -> _Set:
     vectors_VW = read_vectors(dataset, name)
     encoder = dict(vectors_manifest(dataset, name).settings)
     return _Set(name, vectors_VW, identity_of(dataset, name, ingested=True), encoder)
 
 
-def _same_width(dataset: Dataset, found: _Set, first: Dataset, wanted: _Set, kind: str) -> None:
-    if found.vectors_VW.shape[1] != wanted.vectors_VW.shape[1]:
-        raise StoreError(
-            f"{dataset.path}: its {kind} vectors {found.name} have width {found.vectors_VW.shape[1]}, those of "
-            f"{first.path} have {wanted.vectors_VW.shape[1]}; encode all sources with one model.",
-            code="pretrain.widths",
-        )
+def _common_width(kind: str, sets: Sequence[tuple[str, _Set | None]]) -> int | None:
+    """The width that all sources' vectors of a kind have; None where no source has any."""
+    there = [(path, one.name, one.vectors_VW.shape[1]) for path, one in sets if one]
+    for path, name, width in there[1:]:
+        if width != there[0][2]:
+            raise StoreError(
+                f"{path}: its {kind} vectors {name} have width {width}, those of {there[0][0]} have "
+                f"{there[0][2]}; encode all sources with one model.",
+                code="pretrain.widths",
+            )
+    return there[0][2] if there else None

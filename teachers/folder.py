@@ -18,7 +18,7 @@ from cache.digest import canonical_json, sha256_bytes, sha256_file
 from cache.errors import StoreError, UsageError
 from encoder.checkpoint import load_weights, save_weights
 
-__all__ = ["CONFIG", "load_folder", "read_config", "save_folder"]
+__all__ = ["CONFIG", "load_folder", "quality_of", "read_config", "save_folder"]
 
 CONFIG, _WEIGHTS = "config.json", "weights.safetensors"
 
@@ -71,3 +71,9 @@ def load_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
         )
     weights, _ = load_weights(path, verify=False)  # the whole file was, just now
     return weights, config, sha256_bytes(canonical_json(config))
+
+
+def quality_of(config: Mapping[str, Any]) -> dict[str, float]:
+    """A tuned teacher's validation metrics, and those on test as `test ndcg@10`."""
+    tested = {f"test {name}": value for name, value in config.get("test", {}).items()}
+    return {**config["validation"], **tested}

@@ -5,8 +5,8 @@
 A folder needs no hub and no tokenizer of `transformers`: the tokenizer is one JSON text, sealed by its digest in the
 configuration. A tuned teacher belongs to the dataset it was tuned on and refuses another; its items' vectors are the
 table that stage two was tuned against. Prefixes share nothing, as the most recent item comes first: every history is
-read by itself. Float32; results depend on what is asked along with them by rounding alone (1e-6). V items, D width, n
-histories.
+read by itself, in float32 on the processor and with bfloat16 products on a GPU that has them; what is asked along with a
+history changes its vector by rounding alone (1e-6 in float32). V items, D width, n histories.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from cache.atomic import put
 from cache.dataset import Dataset, Ints
 from cache.digest import sha256_bytes
 from cache.errors import StoreError, UsageError
-from teachers.folder import load_folder, save_folder
+from teachers.folder import load_folder, quality_of, save_folder
 from teachers.protocol import Floats
 from teachers.recformer import Architecture, Recformer, encode
 from teachers.recformer_tokens import ItemTokens, Limits, Vocabulary, tokenise_items
+from teachers.trainer import bfloat16_is_fast
 
 __all__ = ["RecformerFolder", "RecformerTeacher", "load_recformer", "save_recformer"]
 
@@ -139,8 +140,9 @@ class RecformerTeacher:
         self._limits = loaded.limits
         self._dataset = str(loaded.config["dataset"])
         self._items: ItemTokens | None = None
+        self._bfloat16 = device.startswith("cuda") and bfloat16_is_fast(device)
         self.digest = loaded.digest
-        self.quality: Mapping[str, float] = loaded.config["validation"]
+        self.quality: Mapping[str, float] = quality_of(loaded.config)
 
     @classmethod
     def load(cls, folder: Path) -> RecformerTeacher:
@@ -169,7 +171,9 @@ class RecformerTeacher:
         self._check(dataset)
         if self._items is None:
             self._items = tokenise_items(dataset, self._vocabulary, self._limits)
-        states_nD = encode(self._model, self._items.histories(dataset, users, ends))
+        states_nD = encode(
+            self._model, self._items.histories(dataset, users, ends), bfloat16=self._bfloat16
+        )
         vectors: Floats = F.normalize(states_nD, dim=-1).cpu().numpy()
         return vectors
 

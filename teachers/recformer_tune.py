@@ -53,6 +53,7 @@ def tune(
     validate: Callable[[], float],
     checkpoint: Path,
     identity: Mapping[str, Any],
+    limit: int | None = None,
     warm_up: int = 100,
     clip: float | None = 1.0,
     report: Report = lambda done, total, note: None,
@@ -64,6 +65,7 @@ def tune(
         second: of stage two; None leaves it out. Of its seed nothing is used.
         validate: NDCG@10 as the model stands, by its table.
         checkpoint: see :func:`checkpoints`.
+        limit: at most so many users an epoch, drawn afresh each epoch.
         warm_up: steps until a stage's learning rate is whole; it then falls in a straight line to zero.
         clip: largest norm of the gradients.
 
@@ -79,6 +81,7 @@ def tune(
             f"{dataset.path}: no user has two items to train on; ingest more interactions.",
             code="tune.no_users",
         )
+    size = min(limit or len(users), len(users))
     total = recipe.epochs + (second.epochs if second else 0)
     first_file, second_file = checkpoints(checkpoint)
 
@@ -91,14 +94,14 @@ def tune(
             if stage == 1 and epoch == 0:  # later epochs find what validation has read
                 read_items(model, items, bfloat16=recipe.bfloat16)
                 model.train()
-            return _batches(model, dataset, items, users, recipe, epoch)
+            return _batches(model, dataset, items, users, size, recipe, epoch)
 
-        steps = recipe.epochs * -(-len(users) // recipe.batch_size)
+        steps = recipe.epochs * -(-size // recipe.batch_size)
         return train(
             model,
             recipe,
             batches,
-            size=len(users),
+            size=size,
             checkpoint=file,
             identity={**identity, "stage": stage},
             validate=refreshed if stage == 1 else validate,
@@ -126,13 +129,14 @@ def _batches(
     dataset: Dataset,
     items: ItemTokens,
     users: np.ndarray[Any, np.dtype[np.int64]],
+    size: int,
     recipe: Recipe,
     epoch: int,
 ) -> Iterator[tuple[int, Callable[[], Tensor]]]:
     device = next(model.parameters()).device
     bits = np.random.Philox(key=np.array([recipe.seed, epoch], np.uint64))
     draws = np.random.Generator(bits)
-    order = users[np.argsort(draws.random(len(users)), kind="stable")]
+    order = users[np.argsort(draws.random(len(users)), kind="stable")[:size]]
     for start in range(0, len(order), recipe.batch_size):
         chosen = order[start : start + recipe.batch_size].astype(np.int32)
         ends = draws.integers(1, dataset.train_lengths[chosen]).astype(np.int32)

@@ -20,7 +20,7 @@ from cache.dataset import Dataset, Ints
 from cache.errors import StoreError, UsageError
 from encoder.packed import Packed
 from teachers.backbone import Backbone
-from teachers.folder import CONFIG, load_folder, save_folder
+from teachers.folder import CONFIG, load_folder, quality_of, save_folder
 from teachers.passes import plan_passes
 from teachers.protocol import Floats
 from teachers.unisrec import Architecture, UniSRec
@@ -82,7 +82,7 @@ class CosineTeacher:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             model = cls.model_of(weights, config)
-            dataset, quality = config["dataset"], config["validation"]
+            dataset, quality = config["dataset"], quality_of(config)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise StoreError(
                 f"{folder / CONFIG}: does not describe the weights beside it ({type(error).__name__}); "

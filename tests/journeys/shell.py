@@ -95,6 +95,12 @@ def forked(folder: Path, line: str, err: Any = None, **env: str) -> Any:
     return fork
 
 
+def cells(text: str) -> list[list[str]]:
+    """The rows of the printed tables, head rows too."""
+    rows = [line for line in text.splitlines() if line[:1] in {"│", "┃"}]
+    return [[cell.strip() for cell in row.strip("│┃").replace("┃", "│").split("│")] for row in rows]
+
+
 class Started:
     """A command on its way, its standard error to be read line by line."""
 

@@ -164,12 +164,14 @@ def test_whitening_looks_at_present_rows_alone_and_leaves_zeros() -> None:
 # ---- the runs
 
 
-def with_vectors(dataset: Dataset, *, text: int = TEXT, image: int = IMAGE) -> Dataset:
+def with_vectors(dataset: Dataset, *, text: int = TEXT, image: int | None = IMAGE) -> Dataset:
+    """Vectors at random; `image` None brings no image."""
     rows = dataset.num_items
-    images = vectors(rows, image, 3).numpy()
-    images[::4] = 0
     write_vectors(dataset, "text", vectors(rows, text, 2).numpy() + 1, {"origin": "ingested"})
-    write_vectors(dataset, "image", images, {"origin": "ingested"})
+    if image is not None:
+        images = vectors(rows, image, 3).numpy()
+        images[::4] = 0
+        write_vectors(dataset, "image", images, {"origin": "ingested"})
     return dataset
 
 
@@ -193,11 +195,14 @@ def tune(dataset: Dataset, out: Path, **more: Any) -> dict[str, Any]:
     return teach.tune(dataset, out, **(settings | more))
 
 
-def pretrain(folder: Path, out: Path, **more: Any) -> dict[str, Any]:
-    sources = [
-        (with_vectors(tiny_dataset(folder / f"{out.name}{n}", users=20, seed=n)), SETS)
-        for n in range(2)
-    ]
+def pretrain(
+    folder: Path, out: Path, images: tuple[int | None, int | None] = (IMAGE, IMAGE), **more: Any
+) -> dict[str, Any]:
+    """Pre-train on two source domains with images of these widths."""
+    sources = []
+    for n, width in enumerate(images):
+        shop = tiny_dataset(folder / f"{out.name}{n}", users=20, seed=n)
+        sources.append((with_vectors(shop, image=width), Modalities(text_vectors="text")))
     settings: dict[str, Any] = {
         "whiten": True,
         "word_drop": 0.2,
@@ -269,7 +274,6 @@ def test_pretraining_lowers_the_loss_goes_on_to_the_same_bytes_and_is_a_start(
         ({"image": IMAGE + 1}, {}, "tune.other_image"),
         ({"text": TEXT + 1}, {}, "tune.other_text"),
         ({}, {"whiten": False}, "tune.other_text"),
-        ({}, {"modalities": Modalities(text_vectors="text")}, "image.no_vectors"),
         ({}, {"modalities": replace(SETS, image_vectors="pictures")}, "vectors.missing"),
         ({}, {"start": None, "freeze_encoder": True}, "tune.nothing_to_freeze"),
     ],
@@ -286,21 +290,37 @@ def test_features_that_do_not_fit_are_refused(
 
 
 def test_sources_of_different_widths_are_refused(tmp_path: Path) -> None:
-    sources = [
-        (with_vectors(tiny_dataset(tmp_path / str(n), seed=n), image=IMAGE + n), SETS)
-        for n in range(2)
-    ]
     with pytest.raises(CkdError, match="image vectors image have width") as caught:
-        teach.pretrain(
-            sources,
-            tmp_path / "p",
-            whiten=True,
-            word_drop=0.2,
-            augmentation=Augmentation(),
-            architecture=SMALL,
-            recipe=RECIPE,
-            limit=None,
-            device="cpu",
-            report=silent,
-        )
+        pretrain(tmp_path, tmp_path / "p", images=(IMAGE, IMAGE + 1))
     assert caught.value.code == "pretrain.widths"
+    assert not (tmp_path / "p").exists()
+
+
+def test_a_source_without_images_lacks_all_of_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = pretrain(tmp_path, tmp_path / "p", images=(None, IMAGE))
+    assert config["architecture"]["image_width"] == IMAGE
+    assert config["image"] == {"origin": "ingested"}
+    assert f"{tmp_path / 'p0'}: has no image vectors" in capsys.readouterr().err
+
+
+def test_eyes_that_never_opened_are_the_targets_to_learn(dataset: Dataset, tmp_path: Path) -> None:
+    config = pretrain(tmp_path, tmp_path / "p", images=(None, None))
+    assert config["image"] is None
+    tuned = tune(dataset, tmp_path / "t", start=tmp_path / "p", architecture={})
+    assert tuned["architecture"]["image_width"] == IMAGE
+    # what was learnt without eyes is taken over: no step of a rate of zero moves it
+    still = replace(RECIPE, epochs=1, learning_rate=0.0)
+    tune(dataset, tmp_path / "u", start=tmp_path / "p", architecture={}, recipe=still)
+    before, after = load_folder(tmp_path / "p")[0], load_folder(tmp_path / "u")[0]
+    kept = {name for name in before if not name.startswith("image_adaptor.")}
+    assert all(torch.equal(before[name], after[name]) for name in kept)
+
+
+def test_a_target_without_images_is_refused(tmp_path: Path) -> None:
+    target = with_vectors(tiny_dataset(tmp_path / "target"), image=None)
+    with pytest.raises(CkdError) as caught:
+        tune(target, tmp_path / "t", modalities=Modalities(text_vectors="text"))
+    assert caught.value.code == "image.no_vectors"
+    assert not (tmp_path / "t").exists()
