@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("ingest", "prefixes", "reader", "fit", "sasrec", "evaluate")
+NAMES = ("ingest", "prefixes", "recformer", "build", "reader", "fit", "sasrec", "evaluate")
 
 
 def main(wanted: list[str]) -> int:

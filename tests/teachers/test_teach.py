@@ -397,7 +397,8 @@ def test_a_tuned_folder_evaluates_to_what_its_configuration_says(
         users, metrics = evaluate_teacher(teacher, dataset, part)
         assert users == 40
         assert metrics == config[name]
-    assert teacher.quality == config["validation"]
+    tested = {f"test {metric}": value for metric, value in config["test"].items()}
+    assert teacher.quality == config["validation"] | tested
 
 
 def test_evaluation_ranks_all_items_and_counts_ties_against_the_teacher(tmp_path: Path) -> None:
