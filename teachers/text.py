@@ -64,7 +64,7 @@ class TextSettings:
 
     Attributes:
         model: `minilm`, a folder, or a hub name.
-        pooling: `mean` over the tokens of a text, or the state of its first token (`cls`).
+        pooling: `mean` over the tokens of a text, or the state of its first token (`cls`); a CLIP pools by itself.
         max_length: longer texts are cut to this many tokens.
         word_drop: share of words removed from every text before encoding; 0 but for the second view of pre-training.
         seed: draws the words that are dropped.
@@ -229,13 +229,17 @@ def encode_texts(
     """
     tokenizer, model = _load(folder)
     model.eval().to(device)
-    room = int(getattr(model.config, "max_position_embeddings", settings.max_length))
+    shape = model.config.get_text_config()  # of a model of images too, its texts' part
+    room = int(getattr(shape, "max_position_embeddings", settings.max_length))
     # RoBERTa's last two positions are not for texts: the tokenizer knows
     max_length = min(settings.max_length, room, int(tokenizer.model_max_length))
     tokens: list[list[int]] = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
     lengths = np.array([len(ids) for ids in tokens], np.int64)
     total = int(lengths.sum())
-    out_VD = np.empty((len(texts), int(model.config.hidden_size)), np.float32)
+    width_of_all = shape.hidden_size
+    if hasattr(model, "get_text_features"):
+        width_of_all = model.config.projection_dim
+    out_VD = np.empty((len(texts), int(width_of_all)), np.float32)
     done = 0
     pad = tokenizer.pad_token_id or 0
     for rows in _alike(lengths):
@@ -248,10 +252,8 @@ def encode_texts(
             torch.inference_mode(),
             torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")),
         ):
-            states_BTD = model(
-                input_ids=ids_BT.to(device), attention_mask=mask_BT.long().to(device)
-            ).last_hidden_state.float()
-        out_VD[rows] = _pool(states_BTD.cpu(), mask_BT, settings.pooling).numpy()
+            vectors_BD = _asked(model, ids_BT.to(device), mask_BT.to(device), settings.pooling)
+        out_VD[rows] = vectors_BD.cpu().numpy()
         done += int(lengths[rows].sum())
         if progress is not None:
             progress(done, total, "encoding texts")
@@ -348,6 +350,18 @@ def _alike(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         size = max(1, _TOKEN_BUDGET // int(lengths[order[start]]))
         yield order[start : start + size]
         start += size
+
+
+def _asked(
+    model: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling
+) -> torch.Tensor:
+    """[B, D] float32; a model of images too (CLIP) pools and projects its texts itself."""
+    ask = getattr(model, "get_text_features", model)
+    answer = ask(input_ids=ids_BT, attention_mask=mask_BT.long())
+    if ask is not model:
+        projected: torch.Tensor = getattr(answer, "pooler_output", answer)
+        return projected.float()
+    return _pool(answer.last_hidden_state.float(), mask_BT, pooling)
 
 
 def _pool(states_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling) -> torch.Tensor:

@@ -13,12 +13,20 @@ import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig, CLIPVisionModel
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    CLIPVisionModelWithProjection,
+)
 
 from cache.dataset import Dataset, write_dataset
 from cache.errors import CkdError
 from teachers import images as module
 from teachers.images import Pictures, Preprocessing, image_vectors
+from teachers.text import TextSettings, encode_texts
+from tests.teachers.recformer_parts import WORDS, tokenizer, tokenizer_folder
 
 MEAN, DEVIATION = [0.4, 0.5, 0.6], [0.2, 0.25, 0.5]
 CONFIG = {
@@ -90,6 +98,66 @@ def test_vectors_are_those_of_the_tower_asked_directly(tmp_path: Path, tower: Pa
     np.testing.assert_allclose(found, direct, rtol=0, atol=1e-5)
     assert note == ""
     assert name.split("-")[-2] == "image"
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole CLIP of random weights: texts and pictures of 16 pixels, both projected to 5 dimensions."""
+    torch.manual_seed(1)
+    side = {"intermediate_size": 12, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {
+        "hidden_size": 12,
+        "vocab_size": len(WORDS),
+        "max_position_embeddings": 20,
+        "eos_token_id": 3,
+        "pad_token_id": 0,
+        "bos_token_id": 2,
+    }
+    vision = {"hidden_size": 8, "image_size": 16, "patch_size": 8, "projection_dim": 5}
+    config = CLIPConfig(text_config=side | text, vision_config=side | vision, projection_dim=5)
+    folder = tokenizer_folder(tmp_path_factory.mktemp("clip"))
+    CLIPModel(config).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(CONFIG))
+    return folder
+
+
+def test_a_whole_clip_gives_projected_vectors_of_pictures(tmp_path: Path, clip: Path) -> None:
+    pixels = picture(tmp_path / "p" / "a.png") / 255
+    dataset = dataset_with(tmp_path / "d", ["a.png", "none.png"])
+    _, found, _ = image_vectors(dataset, Pictures(model=str(clip), folder=tmp_path / "p"))
+    values = torch.from_numpy((pixels - np.array(MEAN)) / np.array(DEVIATION)).float()
+    model = CLIPModel.from_pretrained(clip).eval()
+    with torch.inference_mode():
+        pooled = model.vision_model(values.permute(2, 0, 1)[None]).pooler_output
+        direct = model.visual_projection(pooled).numpy()
+    np.testing.assert_allclose(found[:1], direct, rtol=0, atol=1e-5)
+    assert not found[1].any()
+
+
+def test_a_vision_tower_with_a_projection_projects(tmp_path: Path, clip: Path) -> None:
+    whole = CLIPModel.from_pretrained(clip).eval()
+    tower = CLIPVisionModelWithProjection(whole.config.vision_config)
+    tower.load_state_dict(whole.state_dict(), strict=False)
+    tower.save_pretrained(tmp_path / "tower")
+    (tmp_path / "tower" / "preprocessor_config.json").write_text(json.dumps(CONFIG))
+    picture(tmp_path / "p" / "a.png")
+    dataset = dataset_with(tmp_path / "d", ["a.png", "a.png"])
+    found = [
+        image_vectors(dataset, Pictures(model=str(model), folder=tmp_path / "p"))[1]
+        for model in (clip, tmp_path / "tower")
+    ]
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=1e-6)
+
+
+def test_a_whole_clip_gives_projected_vectors_of_texts(clip: Path) -> None:
+    texts = ["red lamp", "blue steely oak desk tool", "pine"]
+    found = encode_texts(clip, texts, TextSettings(model=str(clip)))
+    model = CLIPModel.from_pretrained(clip).eval()
+    for text, vector in zip(texts, found, strict=True):  # one at a time, without padding
+        ids = torch.tensor([tokenizer().encode(text).ids])
+        with torch.inference_mode():
+            direct = model.text_projection(model.text_model(ids).pooler_output)[0]
+        np.testing.assert_allclose(vector, direct.numpy(), rtol=0, atol=1e-5)
 
 
 def test_pictures_that_are_none_are_counted_and_missing(tmp_path: Path, tower: Path) -> None:
