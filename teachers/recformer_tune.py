@@ -1,11 +1,11 @@
 """Tuning a Recformer on the target domain in two stages: full softmax of cosines over 0.05 against a frozen item table.
 
-Stage one reads all items anew before every epoch and keeps weights and table of the best validation; stage two goes
-on from there with that table fixed, and wins only if it validates better (arXiv 2305.13731, section 2.4). One target
-a user and epoch, uniform among positions 1..L-1 of his training part: there is always a history. Each stage has a
-warm-up and decay of its own. An epoch costs, in tokens read, all items once and all users three times (forward and
-backward), beside validation. Either stage keeps a checkpoint of its own, so a kill at any epoch, or between the
-stages, changes no bit of the outcome.
+Stage one reads all items anew before every epoch and keeps weights and table of the best validation, the start's among
+them, since a pre-trained Recformer ranks before it is tuned. Stage two goes on from there with that table fixed, and
+wins only if it validates better (arXiv 2305.13731, section 2.4). One target a user and epoch, uniform among positions
+1..L-1 of his training part: there is always a history. Each stage has a warm-up and decay of its own. An epoch costs, in
+tokens read, all items once and all users three times (forward and backward), beside validation. Either stage keeps a
+checkpoint of its own, so a kill at any epoch, or between the stages, changes no bit of the outcome.
 """
 
 from __future__ import annotations
@@ -91,9 +91,6 @@ def tune(
 
     def run(stage: int, recipe: Recipe, file: Path, before: int) -> Trained:
         def batches(epoch: int) -> Iterator[tuple[int, Callable[[], Tensor]]]:
-            if stage == 1 and epoch == 0:  # later epochs find what validation has read
-                read_items(model, items, bfloat16=recipe.bfloat16)
-                model.train()
             return _batches(model, dataset, items, users, size, recipe, epoch)
 
         steps = recipe.epochs * -(-size // recipe.batch_size)
@@ -108,6 +105,7 @@ def tune(
             report=lambda done, _, note: report(before + done, total, f"stage {stage}, {note}"),
             schedule=warm_up_and_decay(min(warm_up, steps // 2), steps),
             clip=clip,
+            judge_start=stage == 1,  # a pre-trained Recformer ranks before it is tuned
         )
 
     first = run(1, recipe, first_file, 0)

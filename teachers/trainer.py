@@ -66,6 +66,7 @@ def train(
     report: Report = lambda done, total, note: None,
     schedule: Callable[[int], float] | None = None,
     clip: float | None = None,
+    judge_start: bool = False,
 ) -> Trained:
     """Train until validation stops improving, or for all epochs where there is none.
 
@@ -77,6 +78,7 @@ def train(
         validate: NDCG@10 as the model stands.
         schedule: share of the learning rate at each step, counted from 0.
         clip: largest norm of the gradients.
+        judge_start: the weights as they are handed in are a contender too: no epoch wins that validates worse.
 
     Raises:
         TeacherError: ``teacher.diverged`` when the loss is no number.
@@ -91,6 +93,9 @@ def train(
     best: dict[str, Tensor] = {}
     if checkpoint.is_file():
         state, best = load_checkpoint(checkpoint, model, optimizer, identity)
+    elif judge_start and validate is not None:
+        model.eval()
+        state["best"], best = validate(), _copied(model)
     while state["epoch"] < recipe.epochs and state["stale"] < recipe.patience:
         model.train()
         seen, total = 0, torch.zeros((), device=device)
@@ -124,7 +129,7 @@ def train(
             state["stale"] += 1
             if value > state["best"]:
                 state["best"], state["stale"] = value, 0
-                best = {k: v.detach().clone() for k, v in model.state_dict().items()}
+                best = _copied(model)
         state["history"].append(record)
         state["epoch"] += 1
         save_checkpoint(checkpoint, model, optimizer, best, state, identity)
@@ -134,6 +139,10 @@ def train(
         epochs=state["epoch"],
         history=state["history"],
     )
+
+
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def _note(state: Mapping[str, Any]) -> str:

@@ -263,8 +263,9 @@ def judged(model: Recformer, dataset: Dataset, items: ItemTokens) -> Callable[[]
     return validate
 
 
-def scripted(values: list[float]) -> Callable[[], float]:
-    left = iter(values)
+def scripted(values: list[float], start: float = 0.0) -> Callable[[], float]:
+    """A validation that says these values, epoch by epoch, after that of the start."""
+    left = iter([start, *values])
     return lambda: next(left)
 
 
@@ -317,6 +318,18 @@ def test_stage_one_keeps_the_table_that_its_best_weights_read(
     model.load_state_dict(found.weights)
     read_items(model, items)
     torch.testing.assert_close(model.table(), found.weights["item_embedding.weight"])
+
+
+def test_a_start_that_no_epoch_betters_stays(
+    tmp_path: Path, dataset: Dataset, items: ItemTokens
+) -> None:
+    worse = scripted([0.1, 0.2, 0.1], start=0.5)
+    found = tuned(tmp_path, dataset, items, validate=worse, second=None)
+    assert found.best == 0.5
+    untouched = model_of(dataset)
+    read_items(untouched, items)
+    assert equal(found.weights, untouched.state_dict())
+    assert found.epochs == 3
 
 
 def test_stage_two_keeps_the_table_and_moves_the_weights_even_after_a_full_stage_one(
