@@ -30,8 +30,9 @@ from cache.errors import StoreError, TeacherError
 from cache.layout import SHARD_BYTES, Layout
 from cache.manifest import Manifest, read_manifest
 from cache.plan import Batch, Plan, PlannedBatch, first_appearance
-from cache.score_writer import TAU, ScoreWriter, clear_work, log_softmax, score_settings
+from cache.score_writer import TAU, ScoreWriter, log_softmax, score_settings
 from cache.store import Store
+from cache.unfinished import clear_work
 
 if TYPE_CHECKING:
     from teachers.protocol import Teacher
@@ -203,7 +204,7 @@ def _write(writer: ScoreWriter, teacher: Teacher, dataset: Dataset, tell: Progre
 def _items(writer: ScoreWriter, teacher: Teacher, dataset: Dataset) -> NDArray[np.float32]:
     """[V, D] item vectors, from the teacher or from an earlier run of this build."""
     name = "items.npy"
-    if not writer.journal.whole(name):
+    if not writer.part.journal.whole(name):
         _keep(writer, name, teacher.encode_items(dataset), dataset.num_items, teacher.name, 0)
     return _load(writer.work / name)
 
@@ -223,7 +224,7 @@ class _Histories:
         for first in range(0, plan.num_instances, HISTORY_BLOCK):
             block = slice(first, min(first + HISTORY_BLOCK, plan.num_instances))
             name = self._name(first // HISTORY_BLOCK)
-            if not self._writer.journal.whole(name):
+            if not self._writer.part.journal.whole(name):
                 vectors_ND = self._teacher.encode_histories(
                     self._dataset, plan.instance_users[block], plan.instance_ends[block]
                 )
@@ -281,7 +282,7 @@ def _keep(
         )
     buffer = io.BytesIO()
     np.save(buffer, np.ascontiguousarray(vectors), allow_pickle=False)
-    writer.journal.put(name, buffer.getbuffer())
+    writer.part.journal.put(name, buffer.getbuffer())
 
 
 def _load(path: Path) -> NDArray[np.float32]:
