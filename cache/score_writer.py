@@ -32,6 +32,7 @@ __all__ = [
     "log_softmax",
     "log_softmax_32",
     "parents_of",
+    "refuse_empty",
     "score_settings",
     "teacher_settings",
 ]
@@ -131,12 +132,7 @@ class ScoreWriter:
         Raises:
             StoreError: ``scores.foreign_work`` when the unfinished set was begun with other settings.
         """
-        if len(plan) == 0:
-            raise StoreError(
-                f"{plan.path}: the plan has no batches, so there is nothing to score; "
-                "plan over a dataset whose users have at least two interactions to train on.",
-                code="scores.empty_plan",
-            )
+        refuse_empty(plan)
         part = Unfinished.open(folder, parents=parents_of(plan), settings=settings)
         return cls(part, plan, layout)
 
@@ -220,6 +216,20 @@ class ScoreWriter:
         log_TC = log_softmax(raw_TC, tau)
         _refuse_unbounded(log_TC, teacher, index, f"log-probability at tau {tau}")
         return log_TC
+
+
+def refuse_empty(plan: Plan) -> None:
+    """Refuse to ask about nothing.
+
+    Raises:
+        StoreError: ``scores.empty_plan``.
+    """
+    if len(plan) == 0:
+        raise StoreError(
+            f"{plan.path}: the plan has no batches, so there is nothing to score; "
+            "plan over a dataset whose users have at least two interactions to train on.",
+            code="scores.empty_plan",
+        )
 
 
 def parents_of(plan: Plan) -> dict[str, str]:
