@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -28,7 +29,17 @@ KLS = ("teacher-student", "student-teacher")
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Three teachers, of each scores and factors; 31 instances, 9 items."""
-    store = tiny_store(tmp_path_factory.mktemp("kinds") / "store", rounds=2)
+    return of_three(tmp_path_factory.mktemp("kinds") / "store", rounds=2)
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The same teachers over batches of 64."""
+    return of_three(tmp_path_factory.mktemp("wide") / "store", users=120, items=80, batch_size=64)
+
+
+def of_three(path: Path, **sizes: int) -> Store:
+    store = tiny_store(path, **sizes)
     for seed, name in enumerate(NAMES):
         build(TableTeacher(name, seed=seed, width=32), store, keep="both", tau=0.07 + 0.01 * seed)
     return store
@@ -64,21 +75,39 @@ def exact_KTC(store: Store, batch, tau: float, items=None) -> Tensor:
 
 @pytest.mark.parametrize("kl", KLS)
 @pytest.mark.parametrize("kinds", ["f", "ff", "fff", "fss", "sfs", "ssf"])
-def test_the_same_loss_from_either_kind_on_the_same_batch(store: Store, kinds: str, kl: str):
-    """The bar is 1e-3, batch by batch; epsilon is so large or small that nobody stands at its edge."""
+def test_the_same_loss_from_either_kind_on_the_same_batch(wide: Store, kinds: str, kl: str):
+    """The bar is 1e-3, batch by batch: what float16 takes from the vectors and from the stored logarithms."""
+    for one, other in losses_of(wide, kinds, kl, epsilon=1e6):  # nobody is dropped
+        assert one == pytest.approx(other, abs=1e-3)
+        assert one > 0.5
+
+
+@pytest.mark.parametrize("kinds", ["fff", "ssf"])
+def test_rounding_may_decide_whom_two_equals_contradict_but_not_what_is_learnt(
+    wide: Store, kinds: str
+):
+    """Of two teachers who stand almost equally far the rounded scores may drop the other one: the mean loss stands."""
+    losses = losses_of(wide, kinds, "teacher-student", epsilon="0.8q")
+    one, other = np.array(losses).mean(axis=0)
+    assert one == pytest.approx(other, abs=1e-3)
+
+
+def losses_of(
+    store: Store, kinds: str, kl: Literal["teacher-student", "student-teacher"], **join: Any
+) -> list[tuple[float, float]]:
+    """Of each batch the divergence of one student from what the scores say, and from what `kinds` say."""
     rng = torch.Generator().manual_seed(0)
-    for epsilon in (0.0, 1e6):
-        plain, mixed = readers_of(store, "s" * len(kinds)), readers_of(store, kinds)
-        settings = join_settings(plain, tau=0.07, epsilon=epsilon)
-        assert join_settings(mixed, tau=0.07, epsilon=epsilon) == settings
-        for index in range(len(store.plan)):
-            batch = store.plan[index]
-            one, other = (target_of(some, batch, settings) for some in (plain, mixed))
-            logits = torch.randn(one.q_TC.shape, generator=rng)
-            losses = [distillation_loss(logits, some.q_TC, kl).item() for some in (one, other)]
-            assert losses[0] == pytest.approx(losses[1], abs=1e-3)
-            assert losses[0] > 0.1
-            assert one.entropy == pytest.approx(other.entropy, abs=1e-3)
+    plain, mixed = readers_of(store, "s" * len(kinds)), readers_of(store, kinds)
+    settings = join_settings(plain, tau=0.07, **join)
+    assert join_settings(mixed, tau=0.07, **join) == settings
+    losses = []
+    for index in range(len(store.plan)):
+        batch = store.plan[index]
+        targets = [target_of(some, batch, settings) for some in (plain, mixed)]
+        logits = torch.randn(targets[0].q_TC.shape, generator=rng)
+        one, other = (distillation_loss(logits, target.q_TC, kl).item() for target in targets)
+        losses.append((one, other))
+    return losses
 
 
 @given(tau=st.floats(0.05, 2), size=st.integers(1, 40), seed=st.integers(0, 2**32 - 1))
