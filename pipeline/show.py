@@ -1,7 +1,7 @@
 """What a person sees of a store: its parts, its teachers side by side, how far they agree and where each would be dropped.
 
-Counts, sizes (of scores and of factors, in all and an instance) and qualities come from the manifests alone, at once; agreement reads some batches of every teacher and
-needs torch, so it is left out where there is one teacher only.
+Counts, sizes (of scores and of factors, in all and an instance) and qualities come from the manifests alone, at once;
+agreement reads some batches of every teacher and needs torch, so it is left out where there is one teacher only.
 """
 
 from __future__ import annotations
