@@ -1,6 +1,6 @@
 """The seal of a part: `manifest.json`, written last, that names every file with size and sha256.
 
-A part (dataset, plan, score set, item vectors) is a folder that is written once. Without a manifest it is
+A part (dataset, plan, score set, factor set, item vectors) is a folder that is written once. Without a manifest it is
 unfinished, never "small"; with one it holds exactly the files listed, no more and no fewer. The digest of the
 manifest's canonical bytes is the part's identity. No clock, host, user or absolute path stands inside: the
 same inputs give the same bytes. Reading refuses twin or unknown keys, NaN, endless nesting, wrong types, newer formats.
@@ -29,6 +29,7 @@ _MAKERS = {
     "dataset": "`kd-cache ingest`",
     "plan": "`kd-cache plan`",
     "scores": "`kd-cache build`",
+    "factors": "`kd-cache build --keep factors`",
     "vectors": "`kd-teacher tune`",
 }
 _MAX_BYTES = 64 << 20
@@ -50,7 +51,7 @@ class Manifest:
     """What a sealed part says of itself."""
 
     format: int
-    kind: str  #: dataset, plan, scores or vectors
+    kind: str  #: dataset, plan, scores, factors or vectors
     parents: Mapping[str, str]  #: digests of the parts this one was made from
     settings: Mapping[str, Any]  #: everything that decided the content
     counts: Mapping[str, int]  #: sizes a person would ask for

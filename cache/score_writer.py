@@ -12,9 +12,7 @@ Shape legend: T slots and C columns of one batch.
 
 from __future__ import annotations
 
-import json
 import math
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,21 +20,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.atomic import disk_errors, put, sweep, sync_folder
-from cache.digest import canonical_json
 from cache.errors import StoreError, TeacherError, UsageError
-from cache.journal import JOURNAL, Journal
 from cache.layout import METADATA, Layout, encode_shard
-from cache.manifest import Manifest, seal
-from cache.paths import check_name
+from cache.manifest import Manifest
 from cache.plan import Plan
+from cache.unfinished import Unfinished
 
-__all__ = ["TAU", "ScoreWriter", "clear_work", "log_softmax", "score_settings", "work_folder"]
+__all__ = [
+    "TAU",
+    "ScoreWriter",
+    "log_softmax",
+    "log_softmax_32",
+    "parents_of",
+    "refuse_empty",
+    "score_settings",
+    "teacher_settings",
+]
 
 TAU = 0.07  #: eq. 2's temperature, where nothing else is asked for
-
-_IDENTITY = "identity.json"
-_SET = "set"
 
 
 def log_softmax(raw_TC: NDArray[np.floating[Any]], tau: float) -> NDArray[np.float16]:
@@ -44,23 +45,23 @@ def log_softmax(raw_TC: NDArray[np.floating[Any]], tau: float) -> NDArray[np.flo
 
     Logarithms keep tau open: the softmax of ``log_softmax(s, t0) * t0 / t`` is the softmax at t.
     """
-    scaled_TC = raw_TC.astype(np.float32) / np.float32(tau)
+    log_TC = log_softmax_32(raw_TC, tau)
+    with np.errstate(over="ignore"):  # found and told by the caller
+        return log_TC.astype(np.float16)
+
+
+def log_softmax_32(raw_TC: NDArray[np.floating[Any]], tau: float) -> NDArray[np.float32]:
+    """The same before it is rounded."""
+    scaled_TC: NDArray[np.float32] = raw_TC.astype(np.float32) / np.float32(tau)
     scaled_TC -= scaled_TC.max(axis=1, keepdims=True)
     scaled_TC -= np.log(np.exp(scaled_TC).sum(axis=1, keepdims=True))
-    with np.errstate(over="ignore"):  # found and told by the caller
-        return scaled_TC.astype(np.float16)
+    return scaled_TC
 
 
-def score_settings(
-    layout: Layout,
-    *,
-    teacher: str,
-    teacher_digest: str,
-    quality: Mapping[str, float],
-    tau: float,
-    extra: Mapping[str, Any],
+def teacher_settings(
+    *, teacher: str, teacher_digest: str, quality: Mapping[str, float], tau: float
 ) -> dict[str, Any]:
-    """Everything but the parents that decides the content of a score set; the manifest's settings.
+    """What a score set and a factor set both say of who answered.
 
     Raises:
         UsageError: tau or a quality that no number can be made of.
@@ -78,35 +79,45 @@ def score_settings(
                 code="scores.bad_quality",
             )
     return {
-        **extra,
-        "batches_per_shard": layout.per_shard,
-        "codec": "none",
-        "dtype": "float16",
         "quality": {metric: float(value) for metric, value in quality.items()},
-        "score": "log_softmax",
         "tau": float(tau),
         "teacher": teacher,
         "teacher_digest": teacher_digest,
     }
 
 
-def work_folder(folder: Path) -> Path:
-    """Where the unfinished score set that will become `folder` lies."""
-    return folder.parent / f".work-{folder.name}"
+def score_settings(
+    layout: Layout,
+    *,
+    teacher: str,
+    teacher_digest: str,
+    quality: Mapping[str, float],
+    tau: float,
+    extra: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Everything but the parents that decides the content of a score set; the manifest's settings.
+
+    Raises:
+        UsageError: as :func:`teacher_settings`.
+    """
+    who = teacher_settings(teacher=teacher, teacher_digest=teacher_digest, quality=quality, tau=tau)
+    return {
+        **extra,
+        **who,
+        "batches_per_shard": layout.per_shard,
+        "codec": "none",
+        "dtype": "float16",
+        "score": "log_softmax",
+    }
 
 
 class ScoreWriter:
     """The unfinished score set of one teacher over one plan. Make one with :meth:`open`."""
 
-    def __init__(
-        self, folder: Path, plan: Plan, layout: Layout, settings: Mapping[str, Any]
-    ) -> None:
-        self.folder = folder  #: where the sealed set will lie
+    def __init__(self, part: Unfinished, plan: Plan, layout: Layout) -> None:
         self.plan = plan
         self.layout = layout
-        self.settings = settings
-        self.work = work_folder(folder)
-        self.journal = Journal(self.work)
+        self.part = part
 
     @classmethod
     def open(
@@ -121,31 +132,19 @@ class ScoreWriter:
         Raises:
             StoreError: ``scores.foreign_work`` when the unfinished set was begun with other settings.
         """
-        check_name(folder.name, where=str(folder.parent))
-        if len(plan) == 0:
-            raise StoreError(
-                f"{plan.path}: the plan has no batches, so there is nothing to score; "
-                "plan over a dataset whose users have at least two interactions to train on.",
-                code="scores.empty_plan",
-            )
-        work = work_folder(folder)
-        identity = {"parents": _parents(plan), "settings": dict(settings)}
-        path = work / _IDENTITY
-        if path.is_file():
-            _refuse_other_work(work, path, identity)
-        else:  # never begun, or killed before the first word
-            with disk_errors(work):
-                shutil.rmtree(work, ignore_errors=True)
-                work.mkdir(parents=True)
-                sync_folder(work.parent)
-            put(path, canonical_json(identity) + b"\n")
-        sweep(work)
-        return cls(folder, plan, layout, settings)
+        refuse_empty(plan)
+        part = Unfinished.open(folder, parents=parents_of(plan), settings=settings)
+        return cls(part, plan, layout)
+
+    @property
+    def work(self) -> Path:
+        """The work folder."""
+        return self.part.work
 
     def missing(self) -> Iterator[int]:
         """Units still to be done. Hashes the shards that are there: about 1.5 GB/s."""
         for unit in self.layout.shards:
-            if not self.journal.whole(self._name(unit)):
+            if not self.part.whole(self.layout.shard_path(unit)):
                 yield unit
 
     def put(self, unit: int, raws: Sequence[NDArray[np.floating[Any]]]) -> None:
@@ -163,7 +162,7 @@ class ScoreWriter:
             unit,
             (self._normalise(i, raw) for i, raw in zip(numbers, raws, strict=True)),
         )
-        self.journal.put(self._name(unit), shard.data)
+        self.part.put(self.layout.shard_path(unit), shard.data)
 
     def seal(self) -> Manifest:
         """Read everything back, write the manifest, publish the set by one rename, clear the work.
@@ -179,54 +178,28 @@ class ScoreWriter:
                 "run the same `kd-cache build` again.",
                 code="scores.incomplete",
             )
-        staged = self.work / _SET
         counts = {
             "batches": self.layout.batches,
             "columns": self.layout.columns,
             "slots": self.layout.slots,
         }
-        parents = _parents(self.plan)
-        attributes = {"counts": counts, "parents": parents, "settings": dict(self.settings)}
-        put(staged / METADATA, self.layout.metadata(attributes))
-        self._clear_strays(staged)
-        manifest = seal(
-            staged, kind="scores", parents=parents, settings=self.settings, counts=counts
+        part = self.part
+        attributes = {
+            "counts": counts,
+            "parents": dict(part.parents),
+            "settings": dict(part.settings),
+        }
+        return part.publish(
+            kind="scores",
+            counts=counts,
+            files=self.layout.sizes(),
+            more={METADATA: self.layout.metadata(attributes)},
         )
-        for entry in manifest.files:
-            given = self.journal.digest(f"{_SET}/{entry.path}")
-            if given is not None and given != entry.sha256:
-                (staged / "manifest.json").unlink()
-                raise StoreError(
-                    f"{staged / entry.path}: the disk gave back other bytes than it was given; "
-                    "check the disk, then run the same `kd-cache build` again.",
-                    code="store.wrong_digest",
-                )
-        with disk_errors(self.folder):
-            for path in [*(p for p in staged.rglob("*") if p.is_dir()), staged]:
-                sync_folder(path)
-            staged.rename(self.folder)
-            sync_folder(self.folder.parent)
-        clear_work(self.folder)
-        return manifest
-
-    def _name(self, unit: int) -> str:
-        return f"{_SET}/{self.layout.shard_path(unit)}"
-
-    def _clear_strays(self, staged: Path) -> None:
-        expected = {METADATA, *self.layout.sizes()}
-        with disk_errors(staged):
-            for path in sorted(staged.rglob("*"), reverse=True):
-                if path.relative_to(staged).as_posix() in expected:
-                    continue
-                if path.is_symlink() or not path.is_dir():
-                    path.unlink()
-                elif not any(path.iterdir()):
-                    path.rmdir()
 
     def _normalise(self, index: int, raw_TC: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
         batch = self.plan[index]
         shape = (len(batch.users), len(batch.items))
-        teacher, tau = self.settings["teacher"], self.settings["tau"]
+        teacher, tau = self.part.settings["teacher"], self.part.settings["tau"]
         if not np.issubdtype(raw_TC.dtype, np.floating):
             raise TeacherError(
                 f"teacher {teacher!r}, batch {index}: scores of type {raw_TC.dtype} were handed in, "
@@ -245,19 +218,22 @@ class ScoreWriter:
         return log_TC
 
 
-def clear_work(folder: Path) -> None:
-    """Remove the work folder of the sealed set `folder`; what a writer killed at the very end left."""
-    work = work_folder(folder)
-    with disk_errors(work):
-        # the journal goes first: a half-removed folder must never look like work to go on with
-        for name in (JOURNAL, _IDENTITY):
-            (work / name).unlink(missing_ok=True)
-        if work.is_dir():
-            shutil.rmtree(work)
-            sync_folder(work.parent)
+def refuse_empty(plan: Plan) -> None:
+    """Refuse to ask about nothing.
+
+    Raises:
+        StoreError: ``scores.empty_plan``.
+    """
+    if len(plan) == 0:
+        raise StoreError(
+            f"{plan.path}: the plan has no batches, so there is nothing to score; "
+            "plan over a dataset whose users have at least two interactions to train on.",
+            code="scores.empty_plan",
+        )
 
 
-def _parents(plan: Plan) -> dict[str, str]:
+def parents_of(plan: Plan) -> dict[str, str]:
+    """What score sets and factor sets over `plan` name as their parents."""
     return {"dataset": plan.manifest.parents["dataset"], "plan": plan.digest}
 
 
@@ -272,28 +248,4 @@ def _refuse_unbounded(
         f"teacher {teacher!r}, batch {index}, row {row}, column {column}: the {what} is "
         f"{values_TC[row, column]}, a finite number was expected; mend the teacher or its item texts.",
         code="teacher.not_finite",
-    )
-
-
-def _refuse_other_work(work: Path, path: Path, identity: dict[str, Any]) -> None:
-    with disk_errors(path):
-        data = path.read_bytes()
-    if data == canonical_json(identity) + b"\n":
-        return
-    try:
-        begun = json.loads(data)
-        old = {**begun["parents"], **begun["settings"]}
-        new = {**identity["parents"], **identity["settings"]}
-        odd = [
-            f"{key} {old.get(key)!r} there, {new.get(key)!r} now"
-            for key in sorted(old.keys() | new.keys())
-            if old.get(key) != new.get(key)
-        ]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        odd = []
-    raise StoreError(
-        f"{work}: an unfinished build with other settings lies there "
-        f"({'; '.join(odd) or 'its identity.json is damaged'}); "
-        "run the command that began it, or remove that folder to start afresh.",
-        code="scores.foreign_work",
     )

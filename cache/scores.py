@@ -14,13 +14,12 @@ import contextlib
 import hashlib
 import math
 import mmap
-import os
-import stat
 import threading
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,15 +29,15 @@ from cache.digest import sha256_bytes
 from cache.errors import StoreError, UsageError
 from cache.layout import METADATA, Layout, Raw, crc32c
 from cache.manifest import Manifest, check_part
+from cache.mapped import ADVICE, map_file
 from cache.plan import Plan
 
-__all__ = ["ScoreReader"]
+__all__ = ["ScoreReader", "check_lineage", "sound_teacher"]
 
 Scores: TypeAlias = NDArray[np.float16]
 
 MAPPED_BYTES = 512 << 20
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
-_ADVICE = "restore it from where the store came from, or build that part again"
 
 
 @dataclass(slots=True)
@@ -85,14 +84,14 @@ class ScoreReader:
                 another plan (``scores.foreign``), or not what its own manifest says.
         """
         manifest = check_part(folder, "scores", deep=False)
-        _check_lineage(folder, manifest, plan)
+        check_lineage(folder, manifest, plan)
         layout = _layout(folder, manifest, plan)
         entries = {entry.path: entry for entry in manifest.files}
         metadata = entries.pop(METADATA, None)
         sizes = {path: entry.size for path, entry in entries.items()}
         if metadata is None or sizes != layout.sizes():
             raise StoreError(
-                f"{folder}: its shard files are not those that its plan and settings ask for; {_ADVICE}.",
+                f"{folder}: its shard files are not those that its plan and settings ask for; {ADVICE}.",
                 code="store.inconsistent",
             )
         attributes = {
@@ -106,7 +105,7 @@ class ScoreReader:
         if found != layout.metadata(attributes) or sha256_bytes(found) != metadata.sha256:
             raise StoreError(
                 f"{path}: does not say what {folder / 'manifest.json'} says, "
-                f"one of the two has changed; {_ADVICE}.",
+                f"one of the two has changed; {ADVICE}.",
                 code="store.inconsistent",
             )
         return cls(folder, plan, manifest, layout)
@@ -200,7 +199,7 @@ class ScoreReader:
         if crc32c(shard.chunks[place]) != shard.checksums[place]:
             path = self.folder / self.layout.shard_path(self.layout.locate(index)[0])
             raise StoreError(
-                f"{path}: the bytes of batch {index} have changed (crc32c); {_ADVICE}.",
+                f"{path}: the bytes of batch {index} have changed (crc32c); {ADVICE}.",
                 code="store.wrong_checksum",
             )
 
@@ -229,26 +228,28 @@ class ScoreReader:
             odd = _odd_chunks(layout, number, shard.data)
             raise StoreError(
                 f"{path}: its bytes have changed, it holds batches {batches[0]} to {batches[-1]}"
-                f"{f' and batch {batches[odd[0]]} is damaged' if odd else ''}; {_ADVICE}.",
+                f"{f' and batch {batches[odd[0]]} is damaged' if odd else ''}; {ADVICE}.",
                 code="store.wrong_digest",
             )
         index = layout.index(number)
         if not np.array_equal(shard.data[-len(index) :], index):
             raise StoreError(
-                f"{path}: its index is not the one of format 1; {_ADVICE}.", code="store.bad_index"
+                f"{path}: its index is not the one of format 1; {ADVICE}.", code="store.bad_index"
             )
         shard.populated[:] = b"\1" * len(shard.populated)
         checksums: list[int] = layout.checksums(shard.data, number).tolist()
         return checksums
 
 
-def _check_lineage(folder: Path, manifest: Manifest, plan: Plan) -> None:
+def check_lineage(folder: Path, manifest: Manifest, plan: Plan) -> None:
+    """Refuse a score set or factor set that was made over another dataset or plan than this one."""
+    more = "" if manifest.kind == "scores" else f" --keep {manifest.kind}"
     for kind, found in (("dataset", plan.manifest.parents["dataset"]), ("plan", plan.digest)):
         parent = manifest.parents.get(kind, "none")
         if parent != found:
             raise StoreError(
                 f"{folder}: was made over the {kind} {parent}, but {plan.path} is of {kind} {found}; "
-                f"remove that folder and run `kd-cache build --teacher {folder.name}`, "
+                f"remove that folder and run `kd-cache build --teacher {folder.name}{more}`, "
                 "or use the store it came from.",
                 code="scores.foreign",
             )
@@ -258,28 +259,21 @@ def _layout(folder: Path, manifest: Manifest, plan: Plan) -> Layout:
     """The layout that the manifest asks for, once every setting is known to be sound."""
     settings, counts = manifest.settings, manifest.counts
     per_shard: Any = settings.get("batches_per_shard")
-    tau: Any = settings.get("tau")
-    quality: Any = settings.get("quality")
     expected = {"batches": len(plan), "columns": plan.num_columns, "slots": plan.batch_size}
     sound = (
         counts == expected
         and isinstance(per_shard, int)
         and not isinstance(per_shard, bool)
         and 1 <= per_shard <= max(1, len(plan))
-        and _is_number(tau)
-        and tau > 0
-        and isinstance(quality, dict)
-        and all(map(_is_number, quality.values()))
+        and sound_teacher(settings)
         and settings.get("dtype") == "float16"
         and settings.get("score") == "log_softmax"
         and settings.get("codec") == "none"
-        and isinstance(settings.get("teacher"), str)
-        and isinstance(settings.get("teacher_digest"), str)
     )
     if not sound:
         raise StoreError(
             f"{folder / 'manifest.json'}: its settings or counts are not those of a score set over "
-            f"{plan.path}; {_ADVICE}.",
+            f"{plan.path}; {ADVICE}.",
             code="store.bad_settings",
         )
     return Layout(
@@ -287,30 +281,26 @@ def _layout(folder: Path, manifest: Manifest, plan: Plan) -> Layout:
     )
 
 
-def _is_number(value: Any) -> bool:
+def sound_teacher(settings: Mapping[str, Any]) -> bool:
+    """Whether what `score_writer.teacher_settings` wrote is there, each of its type."""
+    tau, quality = settings.get("tau"), settings.get("quality")
+    return (
+        _is_number(tau)
+        and tau > 0
+        and isinstance(quality, dict)
+        and all(map(_is_number, quality.values()))
+        and isinstance(settings.get("teacher"), str)
+        and isinstance(settings.get("teacher_digest"), str)
+    )
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _map_file(path: Path, layout: Layout, number: int) -> tuple[_Shard, tuple[int, ...]]:
-    size = layout.shard_size(number)
-    try:
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    except OSError as error:
-        cause = error.strerror or type(error).__name__
-        raise StoreError(f"{path}: {cause}; {_ADVICE}.", code="store.missing") from error
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_size != size:
-            raise StoreError(
-                f"{path}: {size:,} bytes expected, {status.st_size:,} found; {_ADVICE}.",
-                code="store.wrong_size",
-            )
-        with disk_errors(path):
-            memory = mmap.mmap(handle, size, access=mmap.ACCESS_READ)
-    finally:
-        os.close(handle)
+    memory, identity = map_file(path, layout.shard_size(number))
     data = np.frombuffer(memory, np.uint8)
-    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
     flags = bytearray(len(layout.shard_batches(number)))
     shard = _Shard(
         memory=memory,

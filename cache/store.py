@@ -1,6 +1,6 @@
-"""A store: one frozen dataset, one plan over it, one score set per teacher, at one path that teams share.
+"""A store: one frozen dataset, one plan over it, per teacher a score set, a factor set or both, at one path that teams share.
 
-    cache/toys/   dataset/   plan/   scores/<name>/
+    cache/toys/   dataset/   plan/   scores/<name>/   factors/<name>/
 
 Each part is written once and sealed; adding a teacher adds a folder and touches nothing else. Parts name their parents'
 digests: a plan of another dataset or scores of another plan are refused with both. Clocks and hosts stand in
@@ -12,19 +12,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from cache.atomic import disk_errors, staging
 from cache.dataset import Dataset, copy_part, open_dataset
 from cache.errors import StoreError, UsageError
+from cache.factors import FactorReader
 from cache.manifest import MANIFEST, Manifest, check_part, read_manifest
 from cache.paths import check_name
 from cache.plan import Plan, open_plan
 from cache.scores import ScoreReader
 
-__all__ = ["Description", "PlanSource", "ScoreSet", "Store", "describe"]
+__all__ = [
+    "Description",
+    "PlanSource",
+    "ScoreSet",
+    "Store",
+    "copy_factor_set",
+    "copy_score_set",
+    "describe",
+    "refuse_other_teacher",
+]
 
-DATASET, PLAN, SCORES = "dataset", "plan", "scores"
+DATASET, PLAN, SCORES, FACTORS = "dataset", "plan", "scores", "factors"
 
 _COUNTS = {
     "dataset": {"users", "items", "interactions"},
@@ -92,19 +102,28 @@ class Store:
     @property
     def names(self) -> list[str]:
         """The finished score sets, sorted."""
-        folder = self.path / SCORES
-        if not folder.is_dir():
-            return []
-        return sorted(
-            child.name
-            for child in folder.iterdir()
-            if not child.name.startswith(".") and (child / MANIFEST).is_file()
-        )
+        return _finished(self.path / SCORES)
+
+    @property
+    def factor_names(self) -> list[str]:
+        """The finished factor sets, sorted."""
+        return _finished(self.path / FACTORS)
+
+    @property
+    def teachers(self) -> list[str]:
+        """Names under which scores or factors are kept, sorted."""
+        return sorted({*self.names, *self.factor_names})
 
     @property
     def unfinished(self) -> list[str]:
         """Names of builds that were begun and are not finished, sorted."""
-        return sorted(p.name.removeprefix(".work-") for p in (self.path / SCORES).glob(".work-*"))
+        return sorted(
+            {
+                path.name.removeprefix(".work-")
+                for part in (SCORES, FACTORS)
+                for path in (self.path / part).glob(".work-*")
+            }
+        )
 
     def folder(self, name: str) -> Path:
         """Where the score set `name` lies, or would.
@@ -125,6 +144,14 @@ class Store:
             )
         return folder / plain
 
+    def factor_folder(self, name: str) -> Path:
+        """Where the factor set `name` lies, or would.
+
+        Raises:
+            UsageError: ``scores.bad_name``.
+        """
+        return self.path / FACTORS / self.folder(name).name
+
     def scores(self, name: str) -> ScoreReader:
         """Open the score set `name`.
 
@@ -133,13 +160,39 @@ class Store:
         """
         folder = self.folder(name)
         if not folder.is_dir():
-            there = ", ".join(self.names) or "none"
+            there = ", ".join(self.teachers) or "none"
             raise StoreError(
                 f"{self.path}: has no scores of {name!r} (there: {there}); "
                 f"run `kd-cache build --teacher {name}`.",
                 code="scores.missing",
             )
         return ScoreReader.open(folder, self.plan)
+
+    def factors(self, name: str) -> FactorReader:
+        """Open the factor set `name`.
+
+        Raises:
+            StoreError: ``factors.missing``, naming those that are there; damaged or foreign.
+        """
+        folder = self.factor_folder(name)
+        if not folder.is_dir():
+            there = ", ".join(self.factor_names) or "none"
+            raise StoreError(
+                f"{self.path}: has no factors of {name!r} (there: {there}); "
+                f"run `kd-cache build --teacher {name} --keep factors --cache {self.path}`.",
+                code="factors.missing",
+            )
+        return FactorReader.open(folder, self.plan, self.dataset.num_items)
+
+    def reader(self, name: str) -> ScoreReader | FactorReader:
+        """What is kept of a teacher: its scores, or where there are none its factors.
+
+        Raises:
+            StoreError: ``scores.missing``, naming those that are there; damaged or foreign.
+        """
+        if self.factor_folder(name).is_dir() and not self.folder(name).is_dir():
+            return self.factors(name)
+        return self.scores(name)
 
     @property
     def log(self) -> Path:
@@ -149,7 +202,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreSet:
-    """What a person asks of one teacher's scores."""
+    """What a person asks of one teacher's scores or factors."""
 
     name: str
     digest: str
@@ -169,32 +222,20 @@ class Description:
     dataset_bytes: int
     plan_bytes: int
     score_sets: tuple[ScoreSet, ...]
+    factor_sets: tuple[ScoreSet, ...]
     unfinished: tuple[str, ...]  #: builds begun and not finished
 
 
 def describe(store: Store) -> Description:
     """Counts, digests and sizes of a store, from its manifests alone."""
-    sets = []
-    for name in store.names:
-        manifest = store.scores(name).manifest
-        settings = manifest.settings
-        sets.append(
-            ScoreSet(
-                name=name,
-                digest=manifest.digest,
-                teacher_digest=settings["teacher_digest"],
-                tau=settings["tau"],
-                quality=settings["quality"],
-                bytes=_bytes(manifest),
-            )
-        )
     return Description(
         path=store.path,
         dataset=store.dataset.manifest,
         plan=store.plan.manifest,
         dataset_bytes=_bytes(store.dataset.manifest),
         plan_bytes=_bytes(store.plan.manifest),
-        score_sets=tuple(sets),
+        score_sets=tuple(_described(store.scores(name)) for name in store.names),
+        factor_sets=tuple(_described(store.factors(name)) for name in store.factor_names),
         unfinished=tuple(store.unfinished),
     )
 
@@ -203,20 +244,90 @@ def copy_score_set(source: Store, name: str, target: Store) -> Manifest:
     """Copy one sealed score set between two stores over the same plan; every byte is checked.
 
     Raises:
-        StoreError: ``store.lineage`` with both digests when the plans differ; ``store.exists``.
+        StoreError: ``store.lineage`` with both digests when the plans differ; ``store.exists``;
+            ``scores.exists`` where the target has another teacher's factors under that name.
     """
-    if source.plan.digest != target.plan.digest:
+    return _copy_set(source.path, source.plan, source.scores(name), target.folder(name), target)
+
+
+def copy_factor_set(source: Store, name: str, target: Store) -> Manifest:
+    """Copy one sealed factor set between two stores over the same plan; every byte is checked.
+
+    Raises:
+        StoreError: as :func:`copy_score_set`.
+    """
+    folder = target.factor_folder(name)
+    return _copy_set(source.path, source.plan, source.factors(name), folder, target)
+
+
+def refuse_other_teacher(store: Store, name: str, kind: str, settings: Mapping[str, Any]) -> None:
+    """Refuse to keep, under one name, the scores of one teacher and the factors of another.
+
+    Args:
+        kind: scores or factors, of what is to be kept.
+        settings: of the set that is to be kept.
+
+    Raises:
+        StoreError: ``scores.exists``, naming what differs from the other kind of set that is there.
+    """
+    other, folder = (FACTORS, store.factor_folder(name))
+    if kind == FACTORS:
+        other, folder = SCORES, store.folder(name)
+    if not folder.exists():
+        return
+    there = read_manifest(folder, other).settings
+    odd = [
+        f"{key} {there.get(key)!r} there, {settings.get(key)!r} asked for"
+        for key in ("quality", "tau", "teacher", "teacher_digest")
+        if there.get(key) != settings.get(key)
+    ]
+    if odd:
         raise StoreError(
-            f"{source.path} is of plan {source.plan.digest}, {target.path} of plan "
-            f"{target.plan.digest}; scores of different plans cannot stand in one store, "
-            f"run `kd-cache build --teacher {name}` there.",
+            f"{folder}: holds {other} with other settings ({'; '.join(odd)}) than these {kind}; "
+            "give these another name with `--name`, or remove that folder.",
+            code="scores.exists",
+        )
+
+
+def _copy_set(
+    path: Path, plan: Plan, reader: ScoreReader | FactorReader, folder: Path, target: Store
+) -> Manifest:
+    kind, name = reader.manifest.kind, reader.name
+    if plan.digest != target.plan.digest:
+        keep = "" if kind == SCORES else f" --keep {kind}"
+        raise StoreError(
+            f"{path} is of plan {plan.digest}, {target.path} of plan "
+            f"{target.plan.digest}; {kind} of different plans cannot stand in one store, "
+            f"run `kd-cache build --teacher {name}{keep}` there.",
             code="store.lineage",
         )
-    reader = source.scores(name)
-    folder = target.folder(name)
+    refuse_other_teacher(target, name, kind, reader.manifest.settings)
     with disk_errors(folder):
         copy_part(reader.folder, folder, reader.manifest)
-    return check_part(folder, "scores", deep=True)
+    return check_part(folder, kind, deep=True)
+
+
+def _finished(folder: Path) -> list[str]:
+    """Names of the sealed sets in a folder, sorted."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        child.name
+        for child in folder.iterdir()
+        if not child.name.startswith(".") and (child / MANIFEST).is_file()
+    )
+
+
+def _described(reader: ScoreReader | FactorReader) -> ScoreSet:
+    settings = reader.manifest.settings
+    return ScoreSet(
+        name=reader.name,
+        digest=reader.digest,
+        teacher_digest=settings["teacher_digest"],
+        tau=settings["tau"],
+        quality=settings["quality"],
+        bytes=_bytes(reader.manifest),
+    )
 
 
 def _bytes(manifest: Manifest) -> int:

@@ -2,7 +2,7 @@
 
 Unlike reading, which stops at the first damage, this goes on and lists all of it: names and sizes, then sha256 of
 every byte (about 1.5 GB/s), then lineage and the inner agreement of each part. With a teacher at hand a sample of
-batches is asked again and compared. Changes nothing. An unfinished build (`scores/.work-*`) is no damage and is left out.
+batches is asked again and compared. Changes nothing. An unfinished build (`.work-*`) is no damage and is left out.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from cache.atomic import DEBRIS
 from cache.dataset import VECTORS
 from cache.errors import CkdError, StoreError
+from cache.factor_writer import MOST_NATS
 from cache.manifest import MANIFEST, Manifest, findings, read_manifest
 from cache.paths import check_name
 from cache.plan import Batch
 from cache.score_writer import log_softmax
-from cache.store import DATASET, PLAN, SCORES, Store
+from cache.scores import ScoreReader
+from cache.store import DATASET, FACTORS, PLAN, SCORES, Store, refuse_other_teacher
 
 __all__ = ["ATOL", "compare", "verify"]
 
@@ -33,6 +35,7 @@ Progress = Callable[[int, int], None]
 #: gives a batch's bare scores [T_b, C_b]
 Score = Callable[[Batch], NDArray[np.floating[Any]]]
 
+_PARTS = (DATASET, PLAN, SCORES, FACTORS)
 _HIDDEN = (".work-", ".lock-")
 
 
@@ -43,10 +46,10 @@ def verify(path: Path, *, deep: bool = True, progress: Progress | None = None) -
         deep: hash every byte; otherwise names and sizes only.
         progress: called as bytes are hashed.
     """
-    if not any((path / part).exists() for part in (DATASET, PLAN, SCORES)):
+    if not any((path / part).exists() for part in _PARTS):
         what = "is not a store" if path.exists() else "is not there"
         return [StoreError(f"{path}: {what}; check the path.", code="store.missing")]
-    found: list[CkdError] = list(_strangers(path, {DATASET, PLAN, SCORES}))
+    found: list[CkdError] = list(_strangers(path, set(_PARTS)))
     parts: list[tuple[Path, Manifest]] = []
     for folder, kind in _parts(path, found):
         try:
@@ -74,35 +77,41 @@ def verify(path: Path, *, deep: bool = True, progress: Progress | None = None) -
 def compare(
     store: Store, name: str, score: Score, *, sample: int, seed: int = 0
 ) -> list[StoreError]:
-    """Ask a teacher again about `sample` random batches and compare with what is stored.
+    """Ask a teacher again about `sample` random batches and compare with what is stored, scores, factors or both.
 
     Args:
         score: gives the bare scores [T_b, C_b] of a batch.
         sample: how many batches, all of them at most.
 
     Returns:
-        One finding for each batch in which a log-probability differs by more than `ATOL` nats.
+        One finding for each batch in which a log-probability differs by more than `ATOL` nats, or `MOST_NATS` where
+        it comes from factors.
     """
-    reader = store.scores(name)
-    chosen = np.random.default_rng(seed).permutation(len(reader))[:sample]
+    readers = [store.reader(name)]
+    if name in store.factor_names and isinstance(readers[0], ScoreReader):
+        readers.append(store.factors(name))
+    chosen = np.random.default_rng(seed).permutation(len(store.plan))[:sample]
     found = []
     for index in sorted(int(i) for i in chosen):
-        fresh_TC = log_softmax(score(store.plan[index]), reader.tau).astype(np.float32)
-        stored_TC = reader[index].astype(np.float32)
-        if fresh_TC.shape == stored_TC.shape:
-            gap = float(np.abs(fresh_TC - stored_TC).max())
-            if gap <= ATOL:
-                continue
-            what = f"differs by up to {gap:.3g} nats"
-        else:
-            what = f"has shape {fresh_TC.shape} where {stored_TC.shape} is stored"
-        found.append(
-            StoreError(
-                f"{reader.folder}: batch {index}, asked again, {what} (at most {ATOL} expected); "
-                "the teacher is not the one that wrote these scores, check its weights.",
-                code="scores.unlike_teacher",
+        raw_TC = score(store.plan[index])
+        for reader in readers:
+            most = ATOL if isinstance(reader, ScoreReader) else MOST_NATS
+            fresh_TC = log_softmax(raw_TC, reader.tau).astype(np.float32)
+            stored_TC = reader[index].astype(np.float32)
+            if fresh_TC.shape == stored_TC.shape:
+                gap = float(np.abs(fresh_TC - stored_TC).max())
+                if gap <= most:
+                    continue
+                what = f"differs by up to {gap:.3g} nats"
+            else:
+                what = f"has shape {fresh_TC.shape} where {stored_TC.shape} is stored"
+            found.append(
+                StoreError(
+                    f"{reader.folder}: batch {index}, asked again, {what} (at most {most} expected); "
+                    f"the teacher is not the one that wrote these {reader.manifest.kind}, check its weights.",
+                    code="scores.unlike_teacher",
+                )
             )
-        )
     return found
 
 
@@ -112,7 +121,8 @@ def _parts(path: Path, found: list[CkdError]) -> Iterator[tuple[Path, str]]:
     vectors = path / DATASET / VECTORS
     yield from ((child, "vectors") for child in _folders(vectors, found))
     yield path / PLAN, "plan"
-    yield from ((child, "scores") for child in _folders(path / SCORES, found))
+    for kind in (SCORES, FACTORS):
+        yield from ((child, kind) for child in _folders(path / kind, found))
 
 
 def _folders(folder: Path, found: list[CkdError]) -> Iterator[Path]:
@@ -169,5 +179,10 @@ def _disagreements(path: Path) -> Iterator[CkdError]:
     for name in store.names:
         try:
             store.scores(name)
+        except CkdError as error:
+            yield error
+    for name in store.factor_names:
+        try:
+            refuse_other_teacher(store, name, FACTORS, store.factors(name).manifest.settings)
         except CkdError as error:
             yield error

@@ -1,4 +1,4 @@
-"""STAGE ONE: ask a teacher about every batch of a store's plan, once; leave a sealed score set.
+"""STAGE ONE: ask a teacher about every batch of a store's plan, once; leave a sealed score set, factor set, or both.
 
 Items are encoded once, and histories once in fixed blocks kept on disk until the set is sealed, so memory is bounded by
 one block and one shard however many users there are. Killed at any instant, the same command goes on where it stopped and
@@ -11,13 +11,11 @@ Shape legend: T slots and C columns of one batch, V items, D width, N instances.
 from __future__ import annotations
 
 import contextlib
-import io
-import mmap
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import filelock
 import numpy as np
@@ -26,19 +24,33 @@ from numpy.typing import NDArray
 from cache.atomic import append_line, disk_errors
 from cache.dataset import Dataset, Ints
 from cache.digest import canonical_json
-from cache.errors import StoreError, TeacherError
+from cache.errors import StoreError, UsageError
+from cache.factor_layout import FactorLayout
+from cache.factor_writer import FactorWriter, factor_settings, refuse_other_product
 from cache.layout import SHARD_BYTES, Layout
 from cache.manifest import Manifest, read_manifest
 from cache.plan import Batch, Plan, PlannedBatch, first_appearance
-from cache.score_writer import TAU, ScoreWriter, clear_work, log_softmax, score_settings
-from cache.store import Store
+from cache.score_writer import (
+    TAU,
+    ScoreWriter,
+    log_softmax,
+    parents_of,
+    refuse_empty,
+    score_settings,
+)
+from cache.store import FACTORS, SCORES, Store, refuse_other_teacher
+from cache.unfinished import Unfinished, clear_work
+from pipeline.kept import Kept
 
 if TYPE_CHECKING:
     from teachers.protocol import Teacher
 
-__all__ = ["HISTORY_BLOCK", "Progress", "build", "estimate", "estimate_seconds", "scorer"]
+__all__ = ["HISTORY_BLOCK", "Keep", "Progress", "build", "estimate", "estimate_seconds", "scorer"]
+
+Keep: TypeAlias = Literal["scores", "factors", "both"]
 
 HISTORY_BLOCK = 4096  #: instances encoded and kept together; decides the bits, so it is a setting
+FACTOR_BLOCKS = 8  #: of these in a file of a factor set: 20 MB at 300 numbers a vector
 
 _PROBE_RUNS, _PROBE_RUN, _PROBE_BATCHES = 8, 128, 4
 
@@ -47,7 +59,7 @@ class Progress(Protocol):
     """Hears how far a build has come."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """`stage` is ``items``, ``histories`` (instances) or ``scores`` (batches)."""
+        """`stage` is ``items``, ``histories`` (instances), ``factors`` (files) or ``scores`` (batches)."""
 
 
 def build(
@@ -57,49 +69,80 @@ def build(
     tau: float = TAU,
     name: str | None = None,
     quality: Mapping[str, float] | None = None,
+    keep: Keep = "scores",
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Write what `teacher` says about the plan of `store` as the score set `name`.
+    """Write what `teacher` says about the plan of `store` as the score set, factor set or both called `name`.
 
     Args:
         tau: temperature of eq. 2's softmax.
-        name: of the score set; the teacher's name by default.
+        name: of what is kept; the teacher's name by default.
         quality: validation metrics that students weigh by, where the teacher's own are not wanted.
+        keep: scores of the plan's batches, the vectors whose products they are, or both from one encoding.
         shard_bytes: about how large a shard file may grow; the unit of resumption.
         progress: called as work is done; work found from an earlier run counts as done.
 
     Returns:
-        The sealed set's manifest; the one that is there when it was built before with these settings.
+        The manifest of the sealed score set, or of the factor set if no scores are kept; the one that is there when
+        it was built before with these settings.
 
     Raises:
+        UsageError: ``teacher.no_factors`` where the teacher's scores are no products of vectors.
         StoreError: ``scores.exists`` with other settings, ``scores.foreign_work``, ``store.busy``.
         TeacherError: NaN, infinities or wrong shapes from the teacher; what was whole before stays.
         DiskError: the disk is full or failing; the same command goes on once that is mended.
     """
+    if keep != SCORES and not teacher.factorises:
+        raise UsageError(
+            f"the scores of teacher {teacher.name!r} are no products of vectors, so it has no factors to keep; "
+            "leave --keep away.",
+            code="teacher.no_factors",
+        )
     tell = progress or _silent
     layout = Layout.of(store.plan, shard_bytes=shard_bytes)
-    settings = score_settings(
-        layout,
-        teacher=teacher.name,
-        teacher_digest=teacher.digest,
-        quality=teacher.quality if quality is None else quality,
-        tau=tau,
-        extra={"history_block": HISTORY_BLOCK if teacher.factorises else 0},
-    )
-    folder = store.folder(name or teacher.name)
-    with _only_writer(folder):
-        if folder.exists():
-            manifest = _finished(folder, store.plan, settings)
-            clear_work(folder)
-            tell("scores", layout.batches, layout.batches)
-            return manifest
+    block = HISTORY_BLOCK if teacher.factorises else 0
+    quality = teacher.quality if quality is None else quality
+    who: dict[str, Any] = {
+        "teacher": teacher.name,
+        "teacher_digest": teacher.digest,
+        "quality": quality,
+        "tau": tau,
+    }
+    settings = {
+        SCORES: score_settings(layout, **who, extra={"history_block": block}),
+        FACTORS: factor_settings(**who, history_block=block, rows_per_file=block * FACTOR_BLOCKS),
+    }
+    name = name or teacher.name
+    folders = {SCORES: store.folder(name), FACTORS: store.factor_folder(name)}
+    wanted = [SCORES, FACTORS] if keep == "both" else [keep]
+    with _only_writer(folders[SCORES]):
+        sealed: dict[str, Manifest] = {}
+        for kind in wanted:
+            refuse_other_teacher(store, name, kind, settings[kind])
+            if folders[kind].exists():
+                sealed[kind] = _finished(folders[kind], kind, store.plan, settings[kind])
+                clear_work(folders[kind])
+        if SCORES in sealed:
+            tell(SCORES, layout.batches, layout.batches)
         started = time.time()
-        writer = ScoreWriter.open(folder, store.plan, layout, settings)
-        _write(writer, teacher, store.dataset, tell)
-        manifest = writer.seal()
-        _log(store, folder.name, manifest, started)
-    return manifest
+        scores, factors = None, None
+        if SCORES in wanted and SCORES not in sealed:
+            scores = ScoreWriter.open(folders[SCORES], store.plan, layout, settings[SCORES])
+        if FACTORS in wanted and FACTORS not in sealed:
+            factors = _begin_factors(folders[FACTORS], store.plan, settings[FACTORS])
+        # what both are made of lies with the one that is sealed last
+        part = scores.part if scores else factors
+        if part is not None:
+            kept = Kept(part, teacher, store.dataset, store.plan, block=HISTORY_BLOCK)
+            if factors is not None:
+                sealed[FACTORS] = _write_factors(factors, teacher, kept, store, tell)
+                _log(store, FACTORS, sealed[FACTORS], folders[FACTORS].name, started)
+            if scores is not None:
+                _write(scores, teacher, kept, store.dataset, tell)
+                sealed[SCORES] = scores.seal()
+                _log(store, SCORES, sealed[SCORES], folders[SCORES].name, started)
+    return sealed[wanted[0]]
 
 
 def estimate(plan: Plan) -> int:
@@ -170,135 +213,90 @@ def scorer(teacher: Teacher, dataset: Dataset) -> Callable[[Batch], NDArray[np.f
     return score
 
 
-def _write(writer: ScoreWriter, teacher: Teacher, dataset: Dataset, tell: Progress) -> None:
-    """Do every unit that is missing."""
+def _begin_factors(folder: Path, plan: Plan, settings: Mapping[str, Any]) -> Unfinished:
+    refuse_empty(plan)
+    return Unfinished.open(folder, parents=parents_of(plan), settings=settings)
+
+
+def _write_factors(
+    part: Unfinished, teacher: Teacher, kept: Kept, store: Store, tell: Progress
+) -> Manifest:
+    """Do every file that is missing, and seal the set."""
+    plan, dataset = store.plan, store.dataset
+    items_VD = _encode(kept, plan, dataset, tell)
+    for index in _spread(len(plan), _PROBE_BATCHES):
+        batch = plan[int(index)]
+        users_TD, items_CD = kept.histories(batch.instances), items_VD[batch.items]
+        score_TC = teacher.score(users_TD, items_CD)
+        refuse_other_product(teacher.name, score_TC, users_TD, items_CD, part.settings["tau"])
+    layout = FactorLayout.of(
+        plan,
+        items=dataset.num_items,
+        width=items_VD.shape[1],
+        per_file=part.settings["rows_per_file"],
+    )
+    writer = FactorWriter(part, layout)
+    total = len(layout.sizes())
+    missing = list(writer.missing())
+    tell(FACTORS, total - len(missing), total)
+    for number, (table, unit) in enumerate(missing, start=total - len(missing) + 1):
+        rows = layout.file_rows(table, unit)
+        vectors_ND = (
+            items_VD[rows.start : rows.stop]
+            if table == "items"
+            else kept.histories(np.arange(rows.start, rows.stop))
+        )
+        writer.put(table, unit, vectors_ND)
+        kept.release()
+        tell(FACTORS, number, total)
+    return writer.seal()
+
+
+def _encode(kept: Kept, plan: Plan, dataset: Dataset, tell: Progress) -> NDArray[np.float32]:
+    """Have every history encoded; [V, D] the items' vectors."""
+    items_VD = kept.items()
+    tell("items", dataset.num_items, dataset.num_items)
+    for done in kept.encode():
+        tell("histories", done, plan.num_instances)
+    return items_VD
+
+
+def _write(
+    writer: ScoreWriter, teacher: Teacher, kept: Kept, dataset: Dataset, tell: Progress
+) -> None:
+    """Do every shard that is missing."""
     missing = list(writer.missing())
     if not missing:
         return
     plan, layout = writer.plan, writer.layout
-    items_VD = _items(writer, teacher, dataset)
-    tell("items", dataset.num_items, dataset.num_items)
-    histories = _Histories(writer, teacher, dataset)
     if teacher.factorises:
-        for done in histories.encode():
-            tell("histories", done, plan.num_instances)
+        items_VD = _encode(kept, plan, dataset, tell)
+    else:
+        items_VD = kept.items()
+        tell("items", dataset.num_items, dataset.num_items)
     done = layout.batches - sum(len(layout.shard_batches(unit)) for unit in missing)
-    tell("scores", done, layout.batches)
+    tell(SCORES, done, layout.batches)
     for unit in missing:
         raws = []
         for index in layout.shard_batches(unit):
             batch = plan[index]
             users_TD = (
-                histories.rows(batch.instances)
+                kept.histories(batch.instances)
                 if teacher.factorises
                 else teacher.encode_histories(dataset, batch.users, batch.ends)
             )
             raws.append(teacher.score(users_TD, items_VD[batch.items]))
             done += 1
-            tell("scores", done, layout.batches)
+            tell(SCORES, done, layout.batches)
         writer.put(unit, raws)
-        histories.release()
+        kept.release()
 
 
-def _items(writer: ScoreWriter, teacher: Teacher, dataset: Dataset) -> NDArray[np.float32]:
-    """[V, D] item vectors, from the teacher or from an earlier run of this build."""
-    name = "items.npy"
-    if not writer.journal.whole(name):
-        _keep(writer, name, teacher.encode_items(dataset), dataset.num_items, teacher.name, 0)
-    return _load(writer.work / name)
-
-
-class _Histories:
-    """History vectors of every instance, in fixed blocks on disk."""
-
-    def __init__(self, writer: ScoreWriter, teacher: Teacher, dataset: Dataset) -> None:
-        self._writer = writer
-        self._teacher = teacher
-        self._dataset = dataset
-        self._open: dict[int, NDArray[np.float32]] = {}
-
-    def encode(self) -> Iterator[int]:
-        """Encode the blocks that are not there yet; yields how many instances are done."""
-        plan = self._writer.plan
-        for first in range(0, plan.num_instances, HISTORY_BLOCK):
-            block = slice(first, min(first + HISTORY_BLOCK, plan.num_instances))
-            name = self._name(first // HISTORY_BLOCK)
-            if not self._writer.journal.whole(name):
-                vectors_ND = self._teacher.encode_histories(
-                    self._dataset, plan.instance_users[block], plan.instance_ends[block]
-                )
-                count = block.stop - block.start
-                _keep(self._writer, name, vectors_ND, count, self._teacher.name, first)
-            yield block.stop
-
-    def rows(self, instances: NDArray[np.int32]) -> NDArray[np.float32]:
-        """[T, D] vectors of some instances."""
-        blocks, rows = np.divmod(instances, HISTORY_BLOCK)
-        parts: NDArray[np.float32] | None = None
-        for block in np.unique(blocks):
-            vectors_ND = self._block(int(block))
-            if parts is None:
-                parts = np.empty((len(instances), *vectors_ND.shape[1:]), np.float32)
-            mine = blocks == block
-            parts[mine] = vectors_ND[rows[mine]]
-        if parts is None:
-            raise ValueError("a batch without instances")
-        return parts
-
-    def release(self) -> None:
-        """Unmap what was read, so that memory stays flat."""
-        self._open.clear()
-
-    def _block(self, block: int) -> NDArray[np.float32]:
-        vectors = self._open.get(block)
-        if vectors is None:
-            vectors = self._open[block] = _load(self._writer.work / self._name(block))
-        return vectors
-
-    @staticmethod
-    def _name(block: int) -> str:
-        return f"histories/{block:07d}.npy"
-
-
-def _keep(
-    writer: ScoreWriter, name: str, vectors: NDArray[Any], count: int, teacher: str, first: int
-) -> None:
-    """Check vectors and put them into the work folder; `first` is the row that vectors[0] stands for."""
-    what = f"teacher {teacher!r}, {name.partition('/')[0].removesuffix('.npy')}"
-    if vectors.dtype != np.float32 or vectors.ndim < 2 or len(vectors) != count:
-        raise TeacherError(
-            f"{what} from row {first}: {vectors.dtype} of shape {vectors.shape} was handed in, "
-            f"float32 of shape ({count}, width) was expected; mend the teacher.",
-            code="teacher.wrong_shape",
-        )
-    finite = np.isfinite(vectors)
-    if not finite.all():
-        place = np.argwhere(~finite)[0]
-        raise TeacherError(
-            f"{what}: row {first + int(place[0])} holds {vectors[tuple(place)]} at {place[1]}, "
-            "finite numbers were expected; mend the teacher or its item texts.",
-            code="teacher.not_finite",
-        )
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(vectors), allow_pickle=False)
-    writer.journal.put(name, buffer.getbuffer())
-
-
-def _load(path: Path) -> NDArray[np.float32]:
-    with disk_errors(path):
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-    memory = vectors._mmap
-    if memory is not None and hasattr(mmap, "MADV_RANDOM"):
-        memory.madvise(mmap.MADV_RANDOM)  # rows are asked for in random order: no read-ahead
-    loaded: NDArray[np.float32] = vectors
-    return loaded
-
-
-def _finished(folder: Path, plan: Plan, settings: Mapping[str, Any]) -> Manifest:
+def _finished(folder: Path, kind: str, plan: Plan, settings: Mapping[str, Any]) -> Manifest:
     """The manifest of a set that is there already, if it is the one that was asked for."""
-    manifest = read_manifest(folder, "scores")
+    manifest = read_manifest(folder, kind)
     old = {**manifest.parents, **manifest.settings}
-    new = {"dataset": plan.manifest.parents["dataset"], "plan": plan.digest, **settings}
+    new = {**parents_of(plan), **settings}
     odd = [
         f"{key} {old.get(key)!r} there, {new.get(key)!r} asked for"
         for key in sorted(old.keys() | new.keys())
@@ -315,7 +313,7 @@ def _finished(folder: Path, plan: Plan, settings: Mapping[str, Any]) -> Manifest
 
 @contextlib.contextmanager
 def _only_writer(folder: Path) -> Iterator[None]:
-    """Hold the lock of one score set; the system frees it when its holder dies.
+    """Hold the lock of one score set, and of the factors of that name; the system frees it when its holder dies.
 
     What keeps a store whole is unique names and one rename, not this lock: where a network disk does not honour it, two
     writers cost double work.
@@ -341,10 +339,11 @@ def _only_writer(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _log(store: Store, name: str, manifest: Manifest, started: float) -> None:
+def _log(store: Store, kind: str, manifest: Manifest, name: str, started: float) -> None:
     """One line beside the store of what may not stand inside it."""
     fact = {
         "built": name,
+        "kind": kind,
         "digest": manifest.digest,
         "host": os.uname().nodename,
         "seconds": round(time.time() - started, 1),

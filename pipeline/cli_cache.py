@@ -13,12 +13,13 @@ import typer
 
 from cache.dataset import Dataset, InstanceKind, open_dataset
 from cache.errors import StoreError, UsageError
+from cache.manifest import read_manifest
 from cache.plan import Plan
 from cache.score_writer import TAU
 from cache.store import Store
 from cache.verify import compare, verify
 from pipeline import console
-from pipeline.build import build, estimate_seconds, scorer
+from pipeline.build import Keep, build, estimate_seconds, scorer
 from pipeline.config import check_finite, find_dataset, find_store, parse_epsilon, tuned_folder
 from pipeline.curriculum import PlanSettings, Popularity, estimate, make_plan, planned
 from pipeline.ingest import FORMATS, ingest
@@ -191,34 +192,48 @@ def plan(
         console.hint(f"kd-teacher tune unisrec --data {where}")
 
 
-@app.command("build", short_help="Ask a teacher once and keep its scores.")
+@app.command("build", short_help="Ask a teacher once and keep what it said.")
 def build_command(
     teacher: Annotated[
         str, typer.Option(help="A tuned teacher: its name, or the folder it lies in.")
     ],
     cache: CacheOption = None,
     name: Annotated[
-        str | None, typer.Option(help="Of the score set; by default the teacher's.")
+        str | None, typer.Option(help="Of what is kept; by default the teacher's.")
     ] = None,
     tau: Annotated[float, typer.Option(help="Temperature of the stored softmax.", min=1e-3)] = TAU,
+    keep: Annotated[
+        Keep,
+        typer.Option(
+            help="Scores of the plan's batches; or the vectors whose products they are, from which students may "
+            "draw any batches; or both."
+        ),
+    ] = "scores",
 ) -> None:
-    """Ask a teacher about every batch, once, and keep the scores in the store."""
+    """Ask a teacher about every batch, once, and keep what it said in the store."""
     store = Store.open(find_store(cache, "kd-cache build"))
     asked = _teacher(teacher, store.path)
-    folder = store.folder(name or asked.name)
-    known = folder.exists()
+    called = name or asked.name
+    folders = {"scores": store.folder(called), "factors": store.factor_folder(called)}
+    kinds = [kind for kind in folders if keep in (kind, "both")]
+    known = [kind for kind in kinds if folders[kind].exists()]
     with console.progress(f"{store.path}: {asked.name}") as report:
-        manifest = build(
+        build(
             asked,
             store,
             tau=tau,
             name=name,
             quality=asked.quality,
+            keep=keep,
             progress=lambda stage, done, total: report(done, total, stage),
         )
-    size = console.size(sum(entry.size for entry in manifest.files))
-    what = f"{console.count(len(store.plan), 'batch', 'batches')}, {size}, {manifest.digest[:19]}"
-    console.say(f"{folder}: {what}{', built before' if known else ''}")
+    batches = console.count(len(store.plan), "batch", "batches")
+    instances = console.count(store.plan.num_instances, "instance")
+    for kind in kinds:
+        manifest = read_manifest(folders[kind], kind)
+        size = console.size(sum(entry.size for entry in manifest.files))
+        what = f"{batches if kind == 'scores' else instances}, {size}, {manifest.digest[:19]}"
+        console.say(f"{folders[kind]}: {what}{', built before' if kind in known else ''}")
     console.hint(f"kd-student fit --cache {store.path} --compare")
 
 

@@ -6,13 +6,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import torch
 import typer
 
 from cache.errors import UsageError
+from cache.factors import FactorReader
 from cache.scores import ScoreReader
 from cache.store import Store
 from pipeline import console
@@ -38,6 +39,8 @@ _DEFAULT = TrainSettings()
 _SIZES = SASRecConfig()
 _SEED = 2**31 - 1
 
+Reader: TypeAlias = ScoreReader | FactorReader
+
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="The store; by default the only one in cache/.")
 ]
@@ -50,7 +53,7 @@ def fit_command(
         Path | None, typer.Option(help="Folder of the runs; by default runs/<store's name>.")
     ] = None,
     teacher: Annotated[
-        list[str] | None, typer.Option(help="Score set to learn from; repeat it; default all.")
+        list[str] | None, typer.Option(help="Teacher to learn from; repeat it; default all.")
     ] = None,
     distill: Annotated[
         bool, typer.Option("--distill/--no-distill", help="Learn from the teachers, or not at all.")
@@ -78,6 +81,21 @@ def fit_command(
         Literal["full", "in-batch"],
         typer.Option(help="Cross-entropy over all items, or over the batch's (eq. 6)."),
     ] = _DEFAULT.ce,
+    kd_items: Annotated[
+        Literal["in-batch", "all"],
+        typer.Option(help="Hear the teachers over the batch's items, or over all (from factors)."),
+    ] = "in-batch",
+    fresh_batches: Annotated[
+        bool | None,
+        typer.Option(
+            "--fresh-batches/--no-fresh-batches",
+            help="Draw batches afresh each epoch (from factors), or take the plan's, the default.",
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(help="Of fresh batches, which it asks for; by default the plan's.", min=1),
+    ] = None,
     curriculum: Annotated[
         bool | None,
         typer.Option(
@@ -125,6 +143,16 @@ def fit_command(
             "--compare trains the base and the student, --no-distill the base alone; leave one away.",
             code="fit.nothing_to_compare",
         )
+    if batch_size and fresh_batches is False:
+        raise UsageError(
+            "--batch-size is that of fresh batches, which --no-fresh-batches forbids; leave one away.",
+            code="fit.planned_batches",
+        )
+    if kd_items == "all" and ce == "in-batch":
+        raise UsageError(
+            "--ce in-batch has no logits over all items, which --kd-items all needs; leave one away.",
+            code="fit.mixed_items",
+        )
     shares, tolerated = _weights(weights), parse_epsilon(epsilon)
     device = _device(device)
     if threads:
@@ -142,26 +170,31 @@ def fit_command(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         amp=device.startswith("cuda"),
+        batch_size=batch_size or (store.plan.batch_size if fresh_batches else 0),
     )
-    kinds: list[tuple[str, Sequence[ScoreReader], TrainSettings]] = []
+    kinds: list[tuple[str, Sequence[Reader], TrainSettings]] = []
     if compare or not distill:
         # stages are a part of the method: the base is what one would train without it
         kinds.append(("base", (), replace(base, curriculum=bool(curriculum))))
     if distill:
-        names = list(dict.fromkeys(teacher or store.names))
+        names = list(dict.fromkeys(teacher or store.teachers))
         if not names:
             raise UsageError(
                 f"{store.path}: holds no teacher's scores; run `kd-cache build --teacher unisrec "
                 f"--cache {store.path}`, or train the base with --no-distill.",
                 code="fit.no_teachers",
             )
-        taught = [store.scores(name) for name in names]
+        needs = (
+            "--kd-items all" if kd_items == "all" else "fresh batches" if base.batch_size else ""
+        )
+        taught = [_reader(store, name, needs) for name in names]
         join = join_settings(
             taught,
             tau=tau,
             weights=shares,
             consistency=consistency,
             epsilon=tolerated,
+            items=kd_items,
         )
         kinds.append(
             ("distilled", taught, replace(base, join=join, curriculum=curriculum is not False))
@@ -210,9 +243,26 @@ def evaluate(
     )
 
 
+def _reader(store: Store, name: str, needs: str) -> Reader:
+    """What is kept of a teacher; its factors where something `needs` them.
+
+    Raises:
+        UsageError: ``fit.no_factors``; StoreError: damage, or nothing is kept of it.
+    """
+    if not needs:
+        return store.reader(name)
+    if name in store.names and name not in store.factor_names:
+        raise UsageError(
+            f"{store.path}: keeps no factors of {name}, which {needs} must have; run "
+            f"`kd-cache build --teacher {name} --keep factors --cache {store.path}`.",
+            code="fit.no_factors",
+        )
+    return store.factors(name)
+
+
 def _fit_one(
     store: Store,
-    readers: Sequence[ScoreReader],
+    readers: Sequence[Reader],
     folder: Path,
     label: str,
     config: SASRecConfig,

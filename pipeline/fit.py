@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from cache.atomic import check_writable, put, sweep
 from cache.digest import canonical_json, sha256_bytes, sha256_file
 from cache.errors import StoreError, UsageError
+from cache.factors import FactorReader
 from cache.scores import ScoreReader
 from cache.store import Store
 from encoder.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
@@ -45,6 +46,9 @@ _CHECKPOINT, _MODEL, _RECORD, _RANKS = (
     "test_ranks.npy",
 )
 
+#: settings that came later and their defaults, left out of an identity: a run of before is still the run it was
+_ADDED = {"train.batch_size": 0, "join.items": "in-batch"}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
@@ -63,7 +67,7 @@ class Run:
 
 def fit(
     store: Store,
-    readers: Sequence[ScoreReader],
+    readers: Sequence[ScoreReader | FactorReader],
     folder: Path,
     config: SASRecConfig,
     settings: TrainSettings,
@@ -75,7 +79,7 @@ def fit(
     """Train one student with one seed into `folder`, or open the finished run that is there.
 
     Args:
-        readers: the teachers' score sets; empty for the base model.
+        readers: the teachers' score sets or factor sets; empty for the base model.
         on_step: told (epochs done, epochs at most).
 
     Raises:
@@ -234,17 +238,23 @@ def _damaged(path: Path) -> StoreError:
 
 
 def _identity(
-    store: Store, readers: Sequence[ScoreReader], config: SASRecConfig, settings: TrainSettings
+    store: Store,
+    readers: Sequence[ScoreReader | FactorReader],
+    config: SASRecConfig,
+    settings: TrainSettings,
 ) -> dict[str, Any]:
     """Everything that decides the weights, flat, as JSON values: what a resumed run must share."""
     values = {
         "dataset": store.dataset.digest,
         "plan": store.plan.digest,
-        **{f"scores.{reader.name}": reader.digest for reader in readers},
+        **{f"{reader.manifest.kind}.{reader.name}": reader.digest for reader in readers},
         **{f"student.{key}": value for key, value in asdict(config).items()},
         **{f"train.{key}": value for key, value in asdict(settings).items() if key != "join"},
     }
     if settings.join is not None:
         values |= {f"join.{key}": value for key, value in asdict(settings.join).items()}
+    for key, default in _ADDED.items():
+        if values.get(key) == default:
+            del values[key]
     plain: dict[str, Any] = json.loads(canonical_json(values))
     return plain

@@ -1,7 +1,7 @@
 """What a person sees of a store: its parts, its teachers side by side, how far they agree and where each would be dropped.
 
-Counts, sizes and qualities come from the manifests alone, at once; agreement reads some batches of every teacher and
-needs torch, so it is left out where there is one teacher only.
+Counts, sizes (of scores and of factors, in all and an instance) and qualities come from the manifests alone, at once;
+agreement reads some batches of every teacher and needs torch, so it is left out where there is one teacher only.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ def show(
     """
     about = describe(store)
     _parts(about)
-    if about.score_sets:
+    if about.score_sets or about.factor_sets:
         _teachers(about)
     else:
         console.say("scores: none yet; `kd-cache build --teacher unisrec` asks a tuned teacher")
     for name in about.unfinished:
         console.say(f"{name}: unfinished; the `kd-cache build` that began it goes on from there")
-    if len(about.score_sets) < 2 or not batches or not len(store.plan):
+    if len(store.teachers) < 2 or not batches or not len(store.plan):
         return
     from pipeline.agreement import agreement
     from student.targets import join_settings
 
-    readers = [store.scores(one.name) for one in about.score_sets]
+    readers = [store.reader(name) for name in store.teachers]
     settings = join_settings(readers, tau=tau, consistency=consistency, epsilon=epsilon)
     found = agreement(store.dataset, store.plan, readers, settings, most=batches)
     read = f"{found.batches:,} of {console.count(len(store.plan), 'batch', 'batches')} read"
@@ -79,17 +79,27 @@ def _parts(about: Description) -> None:
 
 def _teachers(about: Description) -> None:
     instances = max(about.plan.counts["instances"], 1)
-    columns = ["", *(one.name for one in about.score_sets)]
+    kinds = {"scores": about.score_sets, "factors": about.factor_sets}
+    known = {one.name: one for sets in kinds.values() for one in sets}
+    names = sorted(known)
+    teachers = [known[name] for name in names]
     rows = [
-        *(_quality(about.score_sets, f"{part} {metric}", f"{prefix}{metric}")
+        *(_quality(teachers, f"{part} {metric}", f"{prefix}{metric}")
           for part, prefix in (("valid", ""), ("test", "test "))
           for metric in ("recall@10", "ndcg@10")),
-        ["tau", *(f"{one.tau:g}" for one in about.score_sets)],
-        ["size", *(console.size(one.bytes) for one in about.score_sets)],
-        ["an instance", *(console.size(one.bytes / instances) for one in about.score_sets)],
-        ["sha256", *(one.digest.removeprefix("sha256:")[:12] for one in about.score_sets)],
+        ["tau", *(f"{one.tau:g}" for one in teachers)],
     ]  # fmt: skip
-    console.table(f"{about.path}/scores", columns, rows)
+    for kind, sets in kinds.items():
+        if not sets:
+            continue
+        found = {one.name: one for one in sets}
+        kept = [found.get(name) for name in names]
+        rows += [
+            [kind, *(console.size(one.bytes) if one else "" for one in kept)],
+            ["an instance", *(console.size(one.bytes / instances) if one else "" for one in kept)],
+            ["sha256", *(one.digest.removeprefix("sha256:")[:12] if one else "" for one in kept)],
+        ]
+    console.table(f"{about.path}: teachers", ["", *names], rows)
 
 
 def _quality(sets: Sequence[ScoreSet], label: str, key: str) -> list[str]:

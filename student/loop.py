@@ -1,4 +1,4 @@
-"""Stage two's training loop: curriculum stages, then standard rounds, from stored scores alone.
+"""Stage two's training loop: curriculum stages, then standard rounds, from what is stored alone.
 
 Which batches come in which order is a pure function of (seed, epoch), and every step seeds itself from (seed, step):
 a run that was killed goes on from its checkpoint to the same weights, bit for bit (same machine, same threads). The loop
@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cache.dataset import Dataset
-from cache.errors import TeacherError
+from cache.errors import TeacherError, UsageError
 from cache.plan import Plan
 from encoder.dropout import seed_step
+from student.batches import Batches, FreshBatches, instances_of
 from student.losses import Direction, fused_loss
 from student.protocol import Student
 from student.targets import JoinSettings, Prepared, Scores, prepared
@@ -28,6 +29,7 @@ __all__ = [
     "EpochRecord",
     "RunState",
     "TrainSettings",
+    "epoch_batches",
     "make_optimizer",
     "schedule",
     "step_loss",
@@ -53,6 +55,7 @@ class TrainSettings:
     weight_decay: float = 0.0  #: L2 inside Adam
     seed: int = 0
     amp: bool = False  #: bfloat16 autocast of the encoder; the losses stay in float32
+    batch_size: int = 0  #: of batches drawn afresh each epoch; 0 takes the plan's own batches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +63,7 @@ class EpochRecord:
     """What one epoch brought."""
 
     epoch: int
-    stage: str  #: "stage 2/4" or "round 1"
+    stage: str  #: "stage 2/4", "round 1", or "fresh" for all instances in fresh batches
     instances: int
     ce: float  #: mean cross-entropy, nats
     kd: float  #: mean divergence, nats
@@ -113,6 +116,23 @@ def schedule(
     return name, batches[np.argsort(bits.random_raw(len(batches)), kind="stable")]
 
 
+def epoch_batches(
+    settings: TrainSettings, plan: Plan, epoch: int
+) -> tuple[str, Batches, NDArray[np.int64]] | None:
+    """The name of an epoch, where its batches come from and which of them in which order; None past the last.
+
+    Fresh batches mix all instances that the epoch is about: of a stage, those of all its buckets.
+    """
+    now = schedule(settings, plan, epoch)
+    if now is None or not settings.batch_size:
+        return now and (now[0], plan, now[1])
+    name, order = now
+    fresh = FreshBatches(
+        plan, instances_of(plan, order), settings.batch_size, seed=settings.seed, epoch=epoch
+    )
+    return "fresh" if name.startswith("round") else name, fresh, np.arange(len(fresh))
+
+
 def step_loss(
     model: Student, batch: Prepared, settings: TrainSettings, workspace: Tensor | None = None
 ) -> tuple[Tensor, ...]:
@@ -121,11 +141,18 @@ def step_loss(
     table_VD = model.item_table()
     in_batch = settings.ce == "in-batch"
     target = batch.target
+    if in_batch and target and target.all_items:
+        raise UsageError(
+            "--ce in-batch has no logits over all items, which --kd-items all needs; leave one away.",
+            code="fit.mixed_items",
+        )
+    # whether the target's columns are the very rows of the table
+    own_columns = in_batch or (target is not None and target.all_items)
     return fused_loss(
         users_TD,
         table_VD.index_select(0, batch.items_C) if in_batch else table_VD,
         batch.columns_T if in_batch else batch.rows_T,
-        items_C=None if in_batch else batch.items_C,
+        items_C=None if own_columns else batch.items_C,
         target_TC=target.q_TC if target else None,
         entropy=target.entropy if target else 0.0,
         weight=settings.kd_weight if target else 0.0,
@@ -178,13 +205,13 @@ def train(
     workspace = None
     # elsewhere than on a processor the allocator keeps such blocks at hand
     if torch.device(device).type == "cpu" and settings.ce == "full":
-        workspace = torch.empty(plan.batch_size, dataset.num_items)
-    while not state.finished and (now := schedule(settings, plan, state.epoch)):
-        name, order = now
+        workspace = torch.empty(settings.batch_size or plan.batch_size, dataset.num_items)
+    while not state.finished and (now := epoch_batches(settings, plan, state.epoch)):
+        name, source, order = now
         model.train()
         sums = torch.zeros(2, device=device)
         slots = 0
-        batches = prepared(dataset, plan, order, readers, settings.join, device=device)
+        batches = prepared(dataset, source, order, readers, settings.join, device=device)
         for done, batch in enumerate(batches, start=1):
             seed_step(settings.seed, state.step)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.amp):

@@ -2,7 +2,8 @@
 
 What the student's step needs of a batch does not depend on the student, so it is prepared while the step before runs. The
 order and the numbers do not depend on the thread's timing; an error in it surfaces at the batch it belongs to. Holds
-`ahead` batches: at T = 512 about 1 MB each. Legend: K teachers, T slots, C columns.
+`ahead` batches: at T = 512 about 1 MB each, over all items 4 bytes a history and item. A teacher's factor set is multiplied
+here, in float32: a batch of 512 x 450 at width 300 takes a few milliseconds. Legend: K teachers, T slots, C columns, D width.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import math
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 import torch
@@ -21,11 +22,24 @@ from torch import Tensor
 
 from cache.dataset import Dataset
 from cache.errors import StoreError, UsageError
-from cache.plan import Batch, Plan
+from cache.plan import Batch
 from encoder.packed import Packed, sent
+from student.batches import UNPLANNED, Batches
 from student.consistency import Consistency, join, retemper
 
-__all__ = ["JoinSettings", "Prepared", "Scores", "Target", "join_settings", "prepared", "target_of"]
+__all__ = [
+    "Factors",
+    "Items",
+    "JoinSettings",
+    "Prepared",
+    "Scores",
+    "Target",
+    "join_settings",
+    "prepared",
+    "target_of",
+]
+
+Items: TypeAlias = Literal["in-batch", "all"]
 
 _FLOOR = 1e-8
 
@@ -49,6 +63,17 @@ class Scores(Protocol):
         """[T, C] of batch `index`."""
 
 
+@runtime_checkable
+class Factors(Protocol):
+    """What a teacher's factor set has beyond `Scores`: its answer about any history and any items."""
+
+    def history_vectors(self, instances: NDArray[np.int32], /) -> NDArray[np.float16]:
+        """[T, D] of instances of the plan."""
+
+    def item_vectors(self, items: NDArray[Any] | None = None, /) -> NDArray[np.float16]:
+        """[C, D] of items, all of them by default."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JoinSettings:
     """How the teachers are joined into one target."""
@@ -57,14 +82,18 @@ class JoinSettings:
     weights: tuple[float, ...]  #: [K] default weights, summing to one (eq. 3)
     consistency: Consistency = "pair"
     epsilon: float | str = "0.8q"
+    items: Items = (
+        "in-batch"  #: the teachers are heard over the batch's columns (eq. 2), or over all items
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """q (eq. 7) of one batch."""
 
-    q_TC: Tensor
+    q_TC: Tensor  #: C are the batch's columns, or all items
     entropy: float  #: mean over slots, nats
+    all_items: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,12 +115,14 @@ def join_settings(
     weights: Mapping[str, float] | None = None,
     consistency: Consistency = "pair",
     epsilon: float | str = "0.8q",
+    items: Items = "in-batch",
 ) -> JoinSettings:
     """How to join these teachers, at least one.
 
     Args:
         tau: temperature; the stores' own by default.
         weights: by teacher; by default proportional to each one's validation NDCG@10, equal where one is unknown.
+        items: over which the teachers are heard; all of them takes factors of every teacher.
 
     Raises:
         UsageError: weights for other teachers than these, or that are no shares (negative, infinite, all zero);
@@ -124,18 +155,32 @@ def join_settings(
         )
     shares = tuple(value / sum(raw) for value in raw)
     return JoinSettings(
-        tau=tau or taus.pop(), weights=shares, consistency=consistency, epsilon=epsilon
+        tau=tau or taus.pop(),
+        weights=shares,
+        consistency=consistency,
+        epsilon=epsilon,
+        items=items,
     )
 
 
-def target_of(readers: Sequence[Scores], batch: Batch, settings: JoinSettings) -> Target:
+def target_of(
+    readers: Sequence[Scores],
+    batch: Batch,
+    settings: JoinSettings,
+    device: torch.device | str = "cpu",
+) -> Target:
     """Read and join what the teachers said of a batch.
+
+    Args:
+        device: where it is computed if it is over all items; over the batch's the processor does it.
 
     Raises:
         StoreError: ``store.wrong_shape``, ``store.not_finite``, or what the reader itself refuses.
+        UsageError: ``fit.no_factors`` for a teacher without factors, and a batch of no plan or all items.
     """
+    everything = settings.items == "all"
     logps = [
-        retemper(torch.from_numpy(_read(reader, batch)), reader.tau, settings.tau)
+        _log_probabilities(reader, batch, settings, device if everything else "cpu")
         for reader in readers
     ]
     if len(logps) == 1:  # nothing to join, and the logarithms are at hand
@@ -143,9 +188,12 @@ def target_of(readers: Sequence[Scores], batch: Batch, settings: JoinSettings) -
         q_TC = logp_TC.exp()
         entropy = -torch.dot(q_TC.flatten(), logp_TC.flatten()) / len(q_TC)
         q_TC.clamp_(min=_FLOOR)
+        if everything:  # so many floors add up
+            q_TC.div_(q_TC.sum(dim=-1, keepdim=True))
     else:
+        scores_KTC = torch.stack(logps).exp_()
         q_TC = join(
-            torch.stack(logps).exp_(),
+            scores_KTC,
             torch.tensor(settings.weights),
             epsilon=settings.epsilon,
             by=settings.consistency,
@@ -154,11 +202,35 @@ def target_of(readers: Sequence[Scores], batch: Batch, settings: JoinSettings) -
         entropy = torch.special.entr(q_TC).sum() / len(q_TC)
     if not math.isfinite(entropy):
         raise StoreError(
-            f"batch {batch.index}: the scores of {', '.join(reader.name for reader in readers)} hold "
+            f"{_called(batch)}: the scores of {', '.join(reader.name for reader in readers)} hold "
             "something that is not a number; run `kd-cache verify`.",
             code="store.not_finite",
         )
-    return Target(q_TC=q_TC, entropy=float(entropy))
+    return Target(q_TC=q_TC, entropy=float(entropy), all_items=everything)
+
+
+def _log_probabilities(
+    reader: Scores, batch: Batch, settings: JoinSettings, device: torch.device | str
+) -> Tensor:
+    """[T, C] eq. 2's logarithm at the temperature asked for, over the batch's columns or all items."""
+    everything = settings.items == "all"
+    if isinstance(reader, Factors):
+        # the product is a batch of the plan's too: nothing is rounded to a stored logarithm in between
+        users_TD = torch.from_numpy(reader.history_vectors(batch.instances))
+        items_CD = torch.from_numpy(reader.item_vectors(None if everything else batch.items))
+        raw_TC = users_TD.to(device).float() @ items_CD.to(device).float().T
+        return torch.log_softmax(raw_TC.div_(settings.tau), dim=-1)
+    if everything or batch.index == UNPLANNED:
+        raise UsageError(
+            f"of {reader.name} only the scores of the plan's batches are kept; "
+            f"run `kd-cache build --teacher {reader.name} --keep factors`.",
+            code="fit.no_factors",
+        )
+    return retemper(torch.from_numpy(_read(reader, batch)), reader.tau, settings.tau)
+
+
+def _called(batch: Batch) -> str:
+    return "a fresh batch" if batch.index == UNPLANNED else f"batch {batch.index}"
 
 
 def _read(reader: Scores, batch: Batch) -> NDArray[np.float32]:
@@ -176,7 +248,7 @@ def _read(reader: Scores, batch: Batch) -> NDArray[np.float32]:
 
 def prepared(
     dataset: Dataset,
-    plan: Plan,
+    plan: Batches,
     order: Sequence[int] | NDArray[np.int64],
     readers: Sequence[Scores],
     settings: JoinSettings | None,
@@ -184,7 +256,11 @@ def prepared(
     device: torch.device | str = "cpu",
     ahead: int = 2,
 ) -> Iterator[Prepared]:
-    """The plan's batches in `order`, each made ready before it is asked for, at most `ahead` (at least 1) at a time."""
+    """The plan's batches in `order`, each made ready before it is asked for, at most `ahead` (at least 1) at a time.
+
+    Args:
+        plan: the plan, or fresh batches.
+    """
     ready: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=max(1, ahead))
     abandoned = threading.Event()
 
@@ -227,7 +303,7 @@ def _prepare(
     settings: JoinSettings | None,
     device: torch.device | str,
 ) -> Prepared:
-    target = None if settings is None else target_of(readers, batch, settings)
+    target = None if settings is None else target_of(readers, batch, settings, device)
     items_C = _index(batch.items)
     columns_T = _index(batch.columns)
     return Prepared(
@@ -236,8 +312,13 @@ def _prepare(
         items_C=sent(items_C, device),
         columns_T=sent(columns_T, device),
         rows_T=sent(items_C[columns_T], device),
-        target=target and Target(q_TC=sent(target.q_TC, device), entropy=target.entropy),
+        target=target and replace(target, q_TC=_moved(target.q_TC, device)),
     )
+
+
+def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """Sent, unless it was made there."""
+    return tensor if tensor.device.type != "cpu" else sent(tensor, device)
 
 
 def _index(values: NDArray[np.int32]) -> Tensor:

@@ -27,7 +27,7 @@ class Teacher(Protocol):
 
     @property
     def factorises(self) -> bool:
-        """Whether a history's vector does not depend on the items it is scored against."""
+        """Whether a history's vector does not depend on the items, and `score` is the product of the two vectors."""
 
     @property
     def digest(self) -> str:

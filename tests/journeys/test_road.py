@@ -176,6 +176,66 @@ def test_a_store_without_scores_says_how_to_get_some(home: Path) -> None:
     assert "none yet; `kd-cache build --teacher unisrec`" in quick(home, "kd-cache show").out
 
 
+def test_factors_let_a_student_choose_its_batches(home: Path) -> None:
+    """Added to a store that has the scores; fit asks for them by the command to type, and goes on without a teacher."""
+    done = quick(home, f"{FIT} --batch-size 100 --out fresh", expect=2)
+    line = "kd-cache build --teacher unisrec --keep factors --cache cache/toys"
+    assert f"no factors of unisrec, which fresh batches must have; run `{line}`" in done.err
+    before = tree(home / "cache/toys")
+    built = quick(home, line)
+    assert built.out.startswith("cache/toys/factors/unisrec: ")
+    after = tree(home / "cache/toys")
+    assert before.items() < after.items()
+    assert all(path.startswith("factors") for path in after.keys() - before.keys())
+    assert "built before" in quick(home, line).out
+    shown = cells(quick(home, "kd-cache show").out)
+    (plan,) = (home / "cache/toys/plan").glob("manifest.json")
+    instances = json.loads(plan.read_bytes())["counts"]["instances"]
+    sizes = {row[0]: row[1] for row in shown if row[0] in ("scores", "factors")}
+    each = [float(row[1].split()[0]) for row in shown if row[0] == "an instance"]
+    assert sizes.keys() == {"scores", "factors"}
+    for kind, told in zip(("scores", "factors"), each, strict=True):
+        files = [p for p in (home / f"cache/toys/{kind}").rglob("*") if p.name != "manifest.json"]
+        total = sum(path.stat().st_size for path in files if path.is_file())
+        assert told == pytest.approx(total / instances / (1 if told >= 10 else 1000), rel=0.06)
+    asked = quick(home, "kd-cache verify --sample 2 --teacher unisrec")
+    assert "2 batches of unisrec asked again" in asked.out
+
+    shutil.rmtree(home / "tuned")
+    shutil.rmtree(home / "cache/toys/scores/unisrec")
+    quick(home, f"{FIT} --batch-size 100 --kd-items all --no-curriculum --out fresh")
+    run = record(home / "fresh/sasrec-distilled/seed-0")
+    assert [epoch["stage"] for epoch in run["history"]] == ["fresh"]
+    assert run["history"][0]["kd"] > 0
+    added = {"train.batch_size": 100, "join.items": "all"}
+    assert added.items() <= run["identity"].items()
+    assert "factors.unisrec" in run["identity"]
+    # the plan's batches, without a word of the new settings, take factors where there are no scores
+    quick(home, f"{FIT} --out planned")
+    run = record(home / "planned/sasrec-distilled/seed-0")
+    assert [epoch["stage"] for epoch in run["history"]][-1] == "round 1"
+    assert added.keys().isdisjoint(run["identity"])
+    taken = f"{FIT} --fresh-batches --out planned"
+    assert "train.batch_size" in quick(home, taken, expect=3).err
+    for odd in ("--batch-size 9 --no-fresh-batches", "--ce in-batch --kd-items all"):
+        assert "leave one away" in quick(home, f"{FIT} {odd}", expect=2).err
+
+
+def test_scores_and_factors_of_one_teacher_teach_alike(home: Path) -> None:
+    """Trained from either, on the same batches, with the same seed: the losses of every epoch agree within 1e-3."""
+    line = "kd-cache build --teacher unisrec --keep both --name twice"
+    assert len(quick(home, line).out.splitlines()) == 2
+    scores = home / "cache/toys/scores/twice"
+    histories = []
+    for out in ("one", "other"):
+        quick(home, f"{FIT} --teacher twice --out {out}")
+        histories.append(record(home / out / "sasrec-distilled/seed-0")["history"])
+        shutil.rmtree(scores, ignore_errors=True)
+    for one, other in zip(*histories, strict=True):
+        assert one["kd"] == pytest.approx(other["kd"], abs=1e-3)
+        assert one["ce"] == pytest.approx(other["ce"], abs=1e-3)
+
+
 def test_verify_hashes_and_asks_again(road: Road) -> None:
     assert quick(road.path, "kd-cache verify").out == "cache/toys: sound; every byte hashed\n"
     asked = quick(road.path, "kd-cache verify --sample 2 --teacher unisrec")

@@ -1,7 +1,9 @@
 """Run by test_build_killed: builds a store over and over, killed by SIGKILL at one chosen instant, then builds again.
 
-    python kill_points.py FOLDER every        killed before each change that it makes to the disk, in turn
-    python kill_points.py FOLDER random N     killed at N random times, up to five times in a row
+    python kill_points.py FOLDER KEEP every N      killed before each N-th change that it makes to the disk, in turn
+    python kill_points.py FOLDER KEEP random N     killed at N random times, up to five times in a row
+
+KEEP is what is built: scores, factors or both.
 
 A fork a build keeps this fast; this parent itself never runs a thread. Prints JSON: {"points", "different", "died"}.
 """
@@ -21,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from cache.store import Store
-from pipeline.build import build
+from pipeline.build import Keep, build
 from tests.fakes import TableTeacher, tiny_store, tree
 
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.truncate"}
@@ -40,11 +42,12 @@ def in_child(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def one_build(path: Path) -> None:
+def one_build(path: Path, keep: Keep) -> None:
     import pipeline.build
 
     pipeline.build.HISTORY_BLOCK = 32  # two blocks from a tiny plan
-    build(TableTeacher(), Store.open(path), shard_bytes=600)
+    pipeline.build.FACTOR_BLOCKS = 1
+    build(TableTeacher(), Store.open(path), shard_bytes=600, keep=keep)
 
 
 def counting(kill_at: int, told: Path | None) -> None:
@@ -75,36 +78,40 @@ def counting(kill_at: int, told: Path | None) -> None:
     sys.addaudithook(audit)
 
 
-def every(folder: Path, fresh: Callable[[], Path], wanted: dict[str, str]) -> dict[str, object]:
+def every(
+    folder: Path, keep: Keep, fresh: Callable[[], Path], wanted: dict[str, str], step: int
+) -> dict[str, object]:
     told = folder / "count"
     path = fresh()
 
     def whole() -> None:
         counting(-1, told)
-        one_build(path)
+        one_build(path, keep)
 
     in_child(whole)
-    points = int(told.read_text())
+    points = range(0, int(told.read_text()), step)
     different, died = [], 0
-    for point in range(points):
+    for point in points:
         path = fresh()
 
         def killed(path: Path = path, point: int = point) -> None:
             counting(point, None)
-            one_build(path)
+            one_build(path, keep)
 
         died += in_child(killed) == -signal.SIGKILL
-        status = in_child(lambda path=path: one_build(path))
+        status = in_child(lambda path=path: one_build(path, keep))
         if status or tree(path) != wanted:
             different.append([point, status, sorted(set(tree(path).items()) ^ set(wanted.items()))])
-    return {"points": points, "different": different, "died": died}
+    return {"points": len(points), "different": different, "died": died}
 
 
-def at_random(fresh: Callable[[], Path], wanted: dict[str, str], count: int) -> dict[str, object]:
+def at_random(
+    fresh: Callable[[], Path], keep: Keep, wanted: dict[str, str], count: int
+) -> dict[str, object]:
     dice = random.Random(0)
     path = fresh()
     start = time.monotonic()
-    in_child(lambda: one_build(path))
+    in_child(lambda: one_build(path, keep))
     span = time.monotonic() - start
     different, died = [], 0
     for number in range(count):
@@ -112,12 +119,12 @@ def at_random(fresh: Callable[[], Path], wanted: dict[str, str], count: int) -> 
         for _ in range(dice.randint(1, 5)):
             child = os.fork()
             if child == 0:
-                one_build(path)
+                one_build(path, keep)
                 os._exit(0)
             time.sleep(dice.random() * span)
             os.kill(child, signal.SIGKILL)
             died += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        status = in_child(lambda path=path: one_build(path))
+        status = in_child(lambda path=path: one_build(path, keep))
         if status or tree(path) != wanted:
             different.append(
                 [number, status, sorted(set(tree(path).items()) ^ set(wanted.items()))]
@@ -125,7 +132,7 @@ def at_random(fresh: Callable[[], Path], wanted: dict[str, str], count: int) -> 
     return {"points": count, "different": different, "died": died}
 
 
-def main(folder: Path, how: str, count: int = 0) -> None:
+def main(folder: Path, keep: Keep, how: str, count: int) -> None:
     clean = folder / "clean"
 
     def prepare() -> None:
@@ -140,11 +147,15 @@ def main(folder: Path, how: str, count: int = 0) -> None:
         return path
 
     path = fresh()
-    in_child(lambda: one_build(path))
+    in_child(lambda: one_build(path, keep))
     wanted = tree(path)
-    told = every(folder, fresh, wanted) if how == "every" else at_random(fresh, wanted, count)
+    told = (
+        every(folder, keep, fresh, wanted, count)
+        if how == "every"
+        else at_random(fresh, keep, wanted, count)
+    )
     json.dump({**told, "files": len(wanted)}, sys.stdout)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:]))
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4]))

@@ -42,15 +42,20 @@ def kill(folder: Path, *how: str) -> dict[str, object]:
     return told
 
 
-def test_killed_before_each_change_to_the_disk(folder):
-    told = kill(folder, "every")
-    assert told["points"] >= 50
+@pytest.mark.parametrize(
+    ("keep", "step", "least"),
+    # both is made of the two others: of its 130 changes every fifth, a file being some six of them
+    [("scores", 1, 50), ("factors", 1, 50), ("both", 5, 20)],
+)
+def test_killed_before_each_change_to_the_disk(folder, keep, step, least):
+    told = kill(folder, keep, "every", str(step))
+    assert told["points"] >= least
     assert told["died"] == told["points"]
     assert told["different"] == []
 
 
 def test_killed_at_random_times(folder):
-    told = kill(folder, "random", "15")
+    told = kill(folder, "both", "random", "15")
     assert told["died"] >= 15
     assert told["different"] == []
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from cache.plan import Plan
 from cache.score_writer import log_softmax
 from student.sasrec import SASRec, SASRecConfig
 
-__all__ = ["Ground", "KnownScores", "student"]
+__all__ = ["Ground", "KnownFactors", "KnownScores", "student"]
 
 Ground: TypeAlias = tuple[Dataset, Plan]
 
@@ -47,6 +47,24 @@ class KnownScores:
             return answer
         batch = self.plan[index]
         return log_softmax(self.raw_UV[np.ix_(batch.users, batch.items)], self.tau)
+
+
+class KnownFactors(KnownScores):
+    """A factor set in memory, of vectors of four numbers."""
+
+    def __init__(self, plan: Plan, *, items: int, seed: int = 0, **more: Any) -> None:
+        super().__init__(plan, seed=seed, **more)
+        rng = np.random.default_rng(seed)
+        self.histories_ND = rng.normal(size=(plan.num_instances, 4)).astype(np.float16)
+        self.items_VD = rng.normal(size=(items, 4)).astype(np.float16)
+        self.met: list[list[int]] = []  #: instances, in the order in which they were asked for
+
+    def history_vectors(self, instances: NDArray[np.int32], /) -> NDArray[np.float16]:
+        self.met.append(instances.tolist())
+        return self.histories_ND[instances]
+
+    def item_vectors(self, items: NDArray[Any] | None = None, /) -> NDArray[np.float16]:
+        return self.items_VD if items is None else self.items_VD[items]
 
 
 def student(dataset: Dataset, *, dropout: float = 0.5) -> SASRec:

@@ -22,6 +22,8 @@ from tests.student.trial import Trial, same
         (1, {"kl": "student-teacher"}),
         (3, {}),
         (3, {"ce": "in-batch", "weight_decay": 1e-3, "curriculum": False, "seed": 5}),
+        (3, {"batch_size": 5, "factors": True}),
+        (2, {"batch_size": 3, "factors": True, "items": "all", "curriculum": False}),
     ],
 )
 def test_a_run_goes_on_from_any_epoch_to_the_same_bits(

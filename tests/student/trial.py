@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ from encoder.checkpoint import load_checkpoint, save_checkpoint
 from student import loop
 from student.loop import RunState, TrainSettings, make_optimizer
 from student.sasrec import SASRec
-from student.targets import JoinSettings, join_settings
-from tests.student.known import Ground, KnownScores, student
+from student.targets import Items, JoinSettings, join_settings
+from tests.student.known import Ground, KnownFactors, KnownScores, student
 
 __all__ = ["Trial", "same"]
 
@@ -32,13 +33,16 @@ class Trial:
         values: Callable[[int], float] = lambda epoch: 0.01 * epoch,
         dropout: float = 0.5,
         init: int = 0,
+        factors: bool = False,
+        items: Items = "in-batch",
         **settings: Any,
     ) -> None:
         self.dataset, self.plan = ground
+        kind: Any = partial(KnownFactors, items=self.dataset.num_items) if factors else KnownScores
         self.readers = [
-            KnownScores(self.plan, name=f"t{k}", seed=k, quality=0.1 + k) for k in range(teachers)
+            kind(self.plan, name=f"t{k}", seed=k, quality=0.1 + k) for k in range(teachers)
         ]
-        join: JoinSettings | None = join_settings(self.readers) if teachers else None
+        join: JoinSettings | None = join_settings(self.readers, items=items) if teachers else None
         self.settings = TrainSettings(**{"join": join, "epochs": 3, **settings})
         torch.manual_seed(init)
         self.model: SASRec = student(self.dataset, dropout=dropout)

@@ -1,0 +1,167 @@
+"""A part that is being written: begun, gone on with after any kill, published by one rename.
+
+    scores/.work-<name>/   identity.json  journal.jsonl  set/   until everything is there
+    scores/<name>/         the sealed part, which `set/` becomes
+
+Files of the part lie in `set/`, whatever else the work needs beside it; both are trusted by digest, never by mere existence.
+Refuses work that was begun with other parents or settings, naming what differs, and a disk that gives back other bytes
+than it was given.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from cache.atomic import disk_errors, put, sweep, sync_folder
+from cache.digest import Bytes, canonical_json
+from cache.errors import StoreError
+from cache.journal import JOURNAL, Journal
+from cache.manifest import MANIFEST, Manifest, seal
+from cache.paths import check_name
+
+__all__ = ["Unfinished", "clear_work", "work_folder"]
+
+_IDENTITY = "identity.json"
+_SET = "set"
+
+
+def work_folder(folder: Path) -> Path:
+    """Where the unfinished part that will become `folder` lies."""
+    return folder.parent / f".work-{folder.name}"
+
+
+def clear_work(folder: Path) -> None:
+    """Remove the work folder of the sealed part `folder`; what a writer killed at the very end left."""
+    work = work_folder(folder)
+    with disk_errors(work):
+        # the journal goes first: a half-removed folder must never look like work to go on with
+        for name in (JOURNAL, _IDENTITY):
+            (work / name).unlink(missing_ok=True)
+        if work.is_dir():
+            shutil.rmtree(work)
+            sync_folder(work.parent)
+
+
+class Unfinished:
+    """One part on its way to `folder`. Make one with :meth:`open`."""
+
+    def __init__(
+        self, folder: Path, parents: Mapping[str, str], settings: Mapping[str, Any]
+    ) -> None:
+        self.folder = folder  #: where the sealed part will lie
+        self.parents = parents
+        self.settings = settings
+        self.work = work_folder(folder)
+        self.journal = Journal(self.work)
+
+    @classmethod
+    def open(
+        cls, folder: Path, *, parents: Mapping[str, str], settings: Mapping[str, Any]
+    ) -> Unfinished:
+        """Begin the part `folder`, or go on where a killed writer stopped.
+
+        Raises:
+            StoreError: ``scores.foreign_work`` when the work was begun with other parents or settings.
+        """
+        check_name(folder.name, where=str(folder.parent))
+        work = work_folder(folder)
+        identity = {"parents": dict(parents), "settings": dict(settings)}
+        path = work / _IDENTITY
+        if path.is_file():
+            _refuse_other_work(work, path, identity)
+        else:  # never begun, or killed before the first word
+            with disk_errors(work):
+                shutil.rmtree(work, ignore_errors=True)
+                work.mkdir(parents=True)
+                sync_folder(work.parent)
+            put(path, canonical_json(identity) + b"\n")
+        sweep(work)
+        return cls(folder, parents, settings)
+
+    def whole(self, path: str) -> bool:
+        """Whether the part's file `path` is there, byte for byte; reads it."""
+        return self.journal.whole(f"{_SET}/{path}")
+
+    def put(self, path: str, *pieces: Bytes) -> None:
+        """Write one file of the part, durably."""
+        self.journal.put(f"{_SET}/{path}", *pieces)
+
+    def publish(
+        self,
+        *,
+        kind: str,
+        counts: Mapping[str, int],
+        files: Collection[str],
+        more: Mapping[str, bytes],
+    ) -> Manifest:
+        """Read everything back, write the manifest, publish the part by one rename, clear the work.
+
+        Args:
+            files: what was put; whatever else lies there goes.
+            more: small files by path, whose bytes are at hand.
+
+        Raises:
+            StoreError: ``store.wrong_digest`` when the disk gives back other bytes than it was given.
+        """
+        staged = self.work / _SET
+        for name, data in more.items():
+            put(staged / name, data)
+        _clear_strays(staged, {*files, *more})
+        manifest = seal(
+            staged, kind=kind, parents=self.parents, settings=self.settings, counts=counts
+        )
+        for entry in manifest.files:
+            given = self.journal.digest(f"{_SET}/{entry.path}")
+            if given is not None and given != entry.sha256:
+                (staged / MANIFEST).unlink()
+                raise StoreError(
+                    f"{staged / entry.path}: the disk gave back other bytes than it was given; "
+                    "check the disk, then run the same `kd-cache build` again.",
+                    code="store.wrong_digest",
+                )
+        with disk_errors(self.folder):
+            for path in [*(p for p in staged.rglob("*") if p.is_dir()), staged]:
+                sync_folder(path)
+            staged.rename(self.folder)
+            sync_folder(self.folder.parent)
+        clear_work(self.folder)
+        return manifest
+
+
+def _clear_strays(staged: Path, expected: Collection[str]) -> None:
+    with disk_errors(staged):
+        for path in sorted(staged.rglob("*"), reverse=True):
+            if path.relative_to(staged).as_posix() in expected:
+                continue
+            if path.is_symlink() or not path.is_dir():
+                path.unlink()
+            elif not any(path.iterdir()):
+                path.rmdir()
+
+
+def _refuse_other_work(work: Path, path: Path, identity: dict[str, Any]) -> None:
+    with disk_errors(path):
+        data = path.read_bytes()
+    if data == canonical_json(identity) + b"\n":
+        return
+    try:
+        begun = json.loads(data)
+        old = {**begun["parents"], **begun["settings"]}
+        new = {**identity["parents"], **identity["settings"]}
+        odd = [
+            f"{key} {old.get(key)!r} there, {new.get(key)!r} now"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        odd = []
+    raise StoreError(
+        f"{work}: an unfinished build with other settings lies there "
+        f"({'; '.join(odd) or 'its identity.json is damaged'}); "
+        "run the command that began it, or remove that folder to start afresh.",
+        code="scores.foreign_work",
+    )

@@ -1,0 +1,129 @@
+"""The vectors that a build keeps on disk until what it makes of them is sealed: each encoded once, whatever kills it.
+
+    <work>/items.npy   histories/0000000.npy ...
+
+Histories are encoded in fixed blocks, since what stands beside a history may move its last bits. Refuses NaN, infinities
+and wrong shapes by row. Memory is bounded by one block and by what is mapped until `release`.
+
+Shape legend: T slots of one batch, V items, D width, N instances.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.atomic import disk_errors
+from cache.dataset import Dataset
+from cache.errors import TeacherError
+from cache.plan import Plan
+from cache.unfinished import Unfinished
+
+if TYPE_CHECKING:
+    from teachers.protocol import Teacher
+
+__all__ = ["Kept"]
+
+
+class Kept:
+    """A teacher's vectors of every item, and of every instance in blocks, in the work folder of `part`."""
+
+    def __init__(
+        self, part: Unfinished, teacher: Teacher, dataset: Dataset, plan: Plan, *, block: int
+    ) -> None:
+        self._part = part
+        self._teacher = teacher
+        self._dataset = dataset
+        self._plan = plan
+        self._block_size = block
+        self._encoded = False
+        self._open: dict[int, NDArray[np.float32]] = {}
+
+    def items(self) -> NDArray[np.float32]:
+        """[V, D] item vectors, from the teacher or from an earlier run of this build."""
+        name = "items.npy"
+        if not self._part.journal.whole(name):
+            self._keep(name, self._teacher.encode_items(self._dataset), self._dataset.num_items, 0)
+        return _load(self._part.work / name)
+
+    def encode(self) -> Iterator[int]:
+        """Encode the blocks of instances that are not there yet; yields how many instances are done."""
+        if self._encoded:
+            return
+        plan = self._plan
+        for first in range(0, plan.num_instances, self._block_size):
+            block = slice(first, min(first + self._block_size, plan.num_instances))
+            name = self._name(first // self._block_size)
+            if not self._part.journal.whole(name):
+                vectors_ND = self._teacher.encode_histories(
+                    self._dataset, plan.instance_users[block], plan.instance_ends[block]
+                )
+                self._keep(name, vectors_ND, block.stop - block.start, first)
+            yield block.stop
+        self._encoded = True
+
+    def histories(self, instances: NDArray[Any]) -> NDArray[np.float32]:
+        """[T, D] vectors of some instances, at least one; after :meth:`encode`."""
+        blocks, rows = np.divmod(instances, self._block_size)
+        parts: NDArray[np.float32] | None = None
+        for block in np.unique(blocks):
+            vectors_ND = self._block(int(block))
+            if parts is None:
+                parts = np.empty((len(instances), *vectors_ND.shape[1:]), np.float32)
+            mine = blocks == block
+            parts[mine] = vectors_ND[rows[mine]]
+        if parts is None:
+            raise ValueError("a batch without instances")
+        return parts
+
+    def release(self) -> None:
+        """Unmap what was read, so that memory stays flat."""
+        self._open.clear()
+
+    def _block(self, block: int) -> NDArray[np.float32]:
+        vectors = self._open.get(block)
+        if vectors is None:
+            vectors = self._open[block] = _load(self._part.work / self._name(block))
+        return vectors
+
+    @staticmethod
+    def _name(block: int) -> str:
+        return f"histories/{block:07d}.npy"
+
+    def _keep(self, name: str, vectors: NDArray[Any], count: int, first: int) -> None:
+        """Check vectors and put them into the work folder; `first` is the row that vectors[0] stands for."""
+        noun = name.partition("/")[0].removesuffix(".npy")
+        what = f"teacher {self._teacher.name!r}, {noun}"
+        if vectors.dtype != np.float32 or vectors.ndim < 2 or len(vectors) != count:
+            raise TeacherError(
+                f"{what} from row {first}: {vectors.dtype} of shape {vectors.shape} was handed in, "
+                f"float32 of shape ({count}, width) was expected; mend the teacher.",
+                code="teacher.wrong_shape",
+            )
+        finite = np.isfinite(vectors)
+        if not finite.all():
+            place = np.argwhere(~finite)[0]
+            raise TeacherError(
+                f"{what}: row {first + int(place[0])} holds {vectors[tuple(place)]} at {place[1]}, "
+                "finite numbers were expected; mend the teacher or its item texts.",
+                code="teacher.not_finite",
+            )
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(vectors), allow_pickle=False)
+        self._part.journal.put(name, buffer.getbuffer())
+
+
+def _load(path: Path) -> NDArray[np.float32]:
+    with disk_errors(path):
+        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    memory = vectors._mmap
+    if memory is not None and hasattr(mmap, "MADV_RANDOM"):
+        memory.madvise(mmap.MADV_RANDOM)  # rows are asked for in random order: no read-ahead
+    loaded: NDArray[np.float32] = vectors
+    return loaded
