@@ -13,7 +13,7 @@ import functools
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
@@ -102,32 +102,30 @@ def pull(place: Location, target: Path, teachers: Sequence[str], report: Report)
     remote = open_remote(place)
     found = outline(remote, teachers)
     check_pin(found, place.pin)
-    here = Store.open(target) if target.exists() else None
-    if here is not None:
-        _refuse_other_plan(here, found)
-    sets = [part for name, part in found.scores.items() if not _has(here, name, part)]
-    parts = sets if here is not None else [*sets, found.plan, found.dataset]
-    files = [file for part in parts for file in part.files]
-    done = Moved(
-        digest=found.digest,
-        names=tuple(found.scores),
-        files=0,
-        bytes=0,
-        kept=sum(len(part.files) for part in found.parts),
-        unfinished=found.unfinished,
-    )
-    if not parts:
-        return done
     check_writable(target.parent)
     stage = stage_of(target)
     with _alone(stage, target):
-        moved = download(remote, files, stage, report)
-        for part in parts:
-            put(stage / part.sealed_by, part.manifest.to_bytes())
-            _check_staged(stage / part.folder, part)
-        _publish(stage, target, here, sets)
-    size = sum(entry.size for entry in moved)
-    return replace(done, files=len(moved), bytes=size, kept=done.kept - len(moved))
+        here = Store.open(target) if target.exists() else None
+        if here is not None:
+            _refuse_other_plan(here, found)
+        sets = [part for name, part in found.scores.items() if not _has(here, name, part)]
+        parts = sets if here is not None else [*sets, found.plan, found.dataset]
+        moved = []
+        if parts:
+            files = [file for part in parts for file in part.files]
+            moved = download(remote, files, stage, report)
+            for part in parts:
+                put(stage / part.sealed_by, part.manifest.to_bytes())
+                _check_staged(stage / part.folder, part)
+            _publish(stage, target, here, sets)
+    return Moved(
+        digest=found.digest,
+        names=tuple(found.scores),
+        files=len(moved),
+        bytes=sum(entry.size for entry in moved),
+        kept=sum(len(part.files) for part in found.parts) - len(moved),
+        unfinished=found.unfinished,
+    )
 
 
 def merge(into: Path, source: Path, report: Report) -> list[str]:
