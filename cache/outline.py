@@ -73,7 +73,7 @@ def outline(remote: Remote, teachers: Sequence[str] = ()) -> Outline:
     dataset, plan = read_part(remote, DATASET, "dataset"), read_part(remote, PLAN, "plan")
     for part, kind in ((dataset, DATASET), (plan, PLAN)):
         if part is None:
-            begun = bool(remote.list())
+            begun = any(name.partition("/")[0] in {DATASET, PLAN, SCORES} for name in remote.list())
             what = "is unfinished: nobody has finished pushing it" if begun else "holds no store"
             raise StoreError(
                 f"{remote.label}: {what} (there is no {kind}/{MANIFEST}); check the URL, or run "

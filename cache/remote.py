@@ -200,6 +200,9 @@ class FolderRemote:
         top = self.root / folder
         with disk_errors(top):
             for where, folders, files in os.walk(top):
+                for name in folders:
+                    if (Path(where) / name).is_symlink():
+                        _not_a_file(Path(where) / name)
                 folders[:] = sorted(name for name in folders if not name.startswith(DEBRIS))
                 for name in files:
                     path = Path(where) / name

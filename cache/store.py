@@ -18,7 +18,7 @@ from cache.atomic import disk_errors, staging
 from cache.dataset import Dataset, copy_part, open_dataset
 from cache.digest import canonical_json, sha256_bytes
 from cache.errors import StoreError, UsageError
-from cache.manifest import MANIFEST, Manifest, check_part, read_manifest
+from cache.manifest import MANIFEST, Manifest, read_manifest
 from cache.paths import check_name
 from cache.plan import Plan, open_plan
 from cache.scores import Bring, ScoreReader
@@ -247,8 +247,8 @@ def copy_score_set(source: Store, name: str, target: Store) -> Manifest:
     reader = source.scores(name)
     folder = target.folder(name)
     with disk_errors(folder):
-        copy_part(reader.folder, folder, reader.manifest)
-    return check_part(folder, "scores", deep=True)
+        copy_part(reader.folder, folder, reader.manifest, deep=True)
+    return reader.manifest
 
 
 def _bytes(manifest: Manifest) -> int:

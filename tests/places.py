@@ -97,6 +97,7 @@ class FakeS3:
 class _Handler(BaseHTTPRequestHandler):
     store: FakeS3
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet: no waiting for acknowledgements
 
     def log_message(self, format: str, *args: object) -> None:
         """Silent."""
