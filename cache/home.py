@@ -44,6 +44,7 @@ class SentLog:
         """Remember it, durably."""
         if not tag:
             return
+        self._known.add(Entry(path=tag, size=entry.size, sha256=entry.sha256))
         fact = {"path": tag, "sha256": entry.sha256, "size": entry.size}
         self._path.parent.mkdir(parents=True, exist_ok=True)
         append_line(self._path, canonical_json(fact))

@@ -68,7 +68,7 @@ class FakeS3:
         self.objects: dict[str, bytes] = {}
         self.requests: list[tuple[str, str, str]] = []  #: method, key, range
         self.fault: Fault = lambda method, key: None
-        self.address = ""
+        self.signed: list[str] = []  #: Authorization headers
 
     def asked(self, method: str) -> list[str]:
         """Keys of the requests of one kind, in order."""
@@ -169,6 +169,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self._answer(200, body.encode())
 
     def _key(self) -> tuple[str, dict[str, list[str]]]:
+        self.store.signed.append(self.headers.get("Authorization", ""))
         parts = urllib.parse.urlsplit(self.path)
         key = urllib.parse.unquote(parts.path).lstrip("/").partition("/")[2]
         return key, urllib.parse.parse_qs(parts.query)
