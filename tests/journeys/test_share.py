@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from cache.store import Store, describe
-from tests.fakes import tree
-from tests.journeys.conftest import Road
+from pipeline.build import build
+from tests.fakes import TableTeacher, tiny_store, tree
 from tests.journeys.shell import Done, quick
 from tests.places import KEY, SECRET, rclone_s3
 
@@ -30,6 +32,31 @@ class Bucket:
         for secret in (KEY, SECRET, "wrong-secret"):
             assert secret not in done.out + done.err
         return done
+
+
+class Road:
+    """A home with one store, made without a real teacher: sharing does not ask who spoke."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.store = path / "cache" / "toys"
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
+    road = Road(tmp_path_factory.mktemp("sharing") / "home")
+    road.store.parent.mkdir(parents=True)
+    store = tiny_store(road.store.with_name("made"), users=40, items=20, batch_size=16)
+    build(TableTeacher("unisrec"), store, shard_bytes=2000, quality={"ndcg@10": 0.05})
+    store.path.rename(road.store)
+    shutil.rmtree(road.store.with_name("made-data"))
+    store.log.unlink()
+    return road
+
+
+@pytest.fixture
+def home(road: Road, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(road.path, tmp_path / "home"))
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +184,6 @@ def test_without_the_library_the_extra_is_named(road, tmp_path):
     shadow = tmp_path / "shadow" / "obstore"
     shadow.mkdir(parents=True)
     (shadow / "__init__.py").write_text("raise ModuleNotFoundError('no', name='obstore')\n")
-    import subprocess
-    import sys
-
     done = subprocess.run(
         [sys.executable, "-c", "import sys; sys.argv = ['kd-cache', 'pull', 's3://teams/x'];"
          "from pipeline.cli_cache import main; main()"],
