@@ -27,6 +27,7 @@ __all__ = [
     "staging",
     "sweep",
     "sync_folder",
+    "sync_tree",
 ]
 
 DEBRIS = ".partial-"
@@ -75,11 +76,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def put(path: Path, *pieces: Bytes) -> None:
+def put(path: Path, *pieces: Bytes, create: bool = False) -> None:
     """Make `path` hold exactly the pieces laid end to end, durably, or leave it as it was.
+
+    Args:
+        create: refuse a `path` that is there already, however late it came.
 
     Raises:
         DiskError: the disk is full, read-only or failing; nothing is left behind.
+        StoreError: ``store.exists``, with `create`.
     """
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -93,7 +98,10 @@ def put(path: Path, *pieces: Bytes) -> None:
                         view = view[file.write(view) :]
                 os.fchmod(file.fileno(), 0o666 & ~_umask())
                 os.fsync(file.fileno())
-            aside.replace(path)
+            if create:
+                _name_new(aside, path)
+            else:
+                aside.replace(path)
         except BaseException:
             aside.unlink(missing_ok=True)
             raise
@@ -131,7 +139,7 @@ def staging(target: Path) -> Iterator[Path]:
         aside.chmod(0o777 & ~_umask())
         yield aside
         with disk_errors(target):
-            _sync_tree(aside)
+            sync_tree(aside)
             aside.rename(target)
             sync_folder(target.parent)
     except BaseException:
@@ -149,7 +157,8 @@ def sweep(folder: Path) -> None:
                 debris.unlink(missing_ok=True)
 
 
-def _sync_tree(folder: Path) -> None:
+def sync_tree(folder: Path) -> None:
+    """Make every file and name below `folder` durable."""
     for path in folder.rglob("*"):
         if path.is_dir():
             sync_folder(path)
@@ -157,6 +166,19 @@ def _sync_tree(folder: Path) -> None:
             with path.open("rb") as file:
                 os.fsync(file.fileno())
     sync_folder(folder)
+
+
+def _name_new(aside: Path, path: Path) -> None:
+    """Rename that never replaces: a second name is made, which fails where one is, then the first goes."""
+    try:
+        path.hardlink_to(aside)
+    except FileExistsError as error:
+        raise StoreError(
+            f"{path}: is already there and is never overwritten; "
+            "choose another name or remove it first.",
+            code="store.exists",
+        ) from error
+    aside.unlink()
 
 
 def _umask() -> int:

@@ -241,9 +241,15 @@ def write_dataset(
     return open_dataset(path)
 
 
-def copy_part(source: Path, target: Path, manifest: Manifest) -> None:
-    """Copy the files that `manifest` lists, and itself, to the new folder `target`."""
+def copy_part(source: Path, target: Path, manifest: Manifest, *, deep: bool = False) -> None:
+    """Copy the files that `manifest` lists, and itself, to the new folder `target`.
+
+    Args:
+        deep: hash every copied byte before the folder gets its name.
+    """
     with staging(target) as folder:
         for name in [*(entry.path for entry in manifest.files), MANIFEST]:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, folder / name)
+        if deep:
+            check_part(folder, manifest.kind, deep=True)

@@ -6,6 +6,7 @@
       InputError     exit 4   rows handed in that cannot be read
       DiskError      exit 5   the disk refused: full, read-only, failing
       TeacherError   exit 6   a teacher that answered nonsense
+      RemoteError    exit 7   a cloud or file server that refused, failed or could not be reached
 
 Grouped by what a caller would do about them. Every error is one sentence that says what was found, where,
 what was expected and what to type next; `code` is stable and dotted, so that scripts can tell them apart.
@@ -15,7 +16,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-__all__ = ["CkdError", "DiskError", "InputError", "StoreError", "TeacherError", "UsageError"]
+__all__ = [
+    "CkdError",
+    "DiskError",
+    "InputError",
+    "RemoteError",
+    "StoreError",
+    "TeacherError",
+    "UsageError",
+]
 
 
 class CkdError(Exception):
@@ -61,3 +70,9 @@ class TeacherError(CkdError):
     """A teacher answered with the wrong shape, NaN or infinity."""
 
     exit = 6
+
+
+class RemoteError(CkdError):
+    """A cloud or file server refused, failed or could not be reached."""
+
+    exit = 7

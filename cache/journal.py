@@ -17,7 +17,7 @@ from cache.atomic import append_line, disk_errors, put
 from cache.digest import Bytes, canonical_json, sha256_bytes, sha256_file
 from cache.manifest import Entry
 
-__all__ = ["JOURNAL", "Journal"]
+__all__ = ["JOURNAL", "Journal", "parse_line"]
 
 JOURNAL = "journal.jsonl"
 
@@ -33,7 +33,7 @@ class Journal:
         with disk_errors(self._path):
             data = self._path.read_bytes() if self._path.exists() else b""
         lines = data.split(b"\n")
-        read = [entry for entry in map(_parse, lines[:-1]) if entry is not None]
+        read = [entry for entry in map(parse_line, lines[:-1]) if entry is not None]
         self._entries = {entry.path: entry for entry in read}
         if lines[-1] or len(read) != len(lines) - 1:
             put(self._path, b"".join(_line(entry) for entry in read))
@@ -73,7 +73,8 @@ def _line(entry: Entry) -> bytes:
     return canonical_json({"path": entry.path, "sha256": entry.sha256, "size": entry.size}) + b"\n"
 
 
-def _parse(line: bytes) -> Entry | None:
+def parse_line(line: bytes) -> Entry | None:
+    """One line of a journal, without its end; None where it is torn or damaged."""
     try:
         entry = Entry(**json.loads(line))
         return entry if _line(entry) == line + b"\n" else None

@@ -20,7 +20,17 @@ from cache.digest import canonical_json, sha256_bytes, sha256_file
 from cache.errors import StoreError
 from cache.paths import check_name, check_names
 
-__all__ = ["FORMAT", "MANIFEST", "Entry", "Manifest", "check_part", "read_manifest", "seal"]
+__all__ = [
+    "FORMAT",
+    "MANIFEST",
+    "MAX_BYTES",
+    "Entry",
+    "Manifest",
+    "check_part",
+    "parse_manifest",
+    "read_manifest",
+    "seal",
+]
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -32,7 +42,7 @@ _MAKERS = {
     "factors": "`kd-cache build --keep factors`",
     "vectors": "`kd-teacher tune`",
 }
-_MAX_BYTES = 64 << 20
+MAX_BYTES = 64 << 20
 _KEYS = {"format", "kind", "parents", "settings", "counts", "files"}
 _DIGEST_LENGTH = len("sha256:") + 64
 
@@ -112,8 +122,8 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
         status = path.lstat()
         if not stat.S_ISREG(status.st_mode):
             _bad(path, "is not a regular file")
-        if status.st_size > _MAX_BYTES:
-            _bad(path, f"has {status.st_size:,} bytes, at most {_MAX_BYTES:,} expected")
+        if status.st_size > MAX_BYTES:
+            _bad(path, f"has {status.st_size:,} bytes, at most {MAX_BYTES:,} expected")
         data = path.read_bytes()
     except FileNotFoundError:
         what = "is not there" if not folder.exists() else "has no manifest.json, it is unfinished"
@@ -122,6 +132,15 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
             "(again), which writes it.",
             code="store.unfinished",
         ) from None
+    return parse_manifest(data, path, kind)
+
+
+def parse_manifest(data: bytes, path: Path | str, kind: str) -> Manifest:
+    """Check the bytes of a manifest; `path` says in errors where they came from.
+
+    Raises:
+        StoreError: ``store.bad_manifest``, ``store.unsafe_name``, ``store.newer_format``, ``store.wrong_kind``.
+    """
     manifest = _parse(data, path)
     if manifest.kind != kind:
         raise StoreError(
@@ -205,7 +224,7 @@ def _below(folder: Path) -> Iterator[Path]:
             yield path
 
 
-def _parse(data: bytes, path: Path) -> Manifest:
+def _parse(data: bytes, path: Path | str) -> Manifest:
     value = _load(data, path)
     if not isinstance(value, dict):
         _bad(path, "is not a JSON object")
@@ -251,7 +270,7 @@ def _parse(data: bytes, path: Path) -> Manifest:
     return manifest
 
 
-def _load(data: bytes, path: Path) -> Any:
+def _load(data: bytes, path: Path | str) -> Any:
     try:
         return json.loads(
             data.decode("ascii"), object_pairs_hook=_no_twins, parse_constant=_no_constant
@@ -271,13 +290,13 @@ def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not allowed")
 
 
-def _list(value: Any, path: Path) -> list[Any]:
+def _list(value: Any, path: Path | str) -> list[Any]:
     if not isinstance(value, list):
         _bad(path, "has files that are not a list")
     return value
 
 
-def _entry(raw: Any, path: Path) -> Entry:
+def _entry(raw: Any, path: Path | str) -> Entry:
     if not isinstance(raw, dict) or raw.keys() != {"path", "size", "sha256"}:
         _bad(path, "has a file entry with missing or unknown keys")
     if (
@@ -302,7 +321,7 @@ def _is_digest(value: Any) -> bool:
     )
 
 
-def _bad(path: Path, what: str) -> NoReturn:
+def _bad(path: Path | str, what: str) -> NoReturn:
     raise StoreError(
         f"{path}: {what}; it was damaged or not written by kd-cache, "
         "restore it or build that part again.",

@@ -33,8 +33,9 @@ def check_name(name: str, *, where: str) -> str:
 
 
 def check_names(names: Iterable[str], *, where: str) -> None:
-    """Every name safe, and no two the same on a system that ignores case."""
+    """Every name safe, no two the same on a system that ignores case, none the folder of another."""
     seen: set[str] = set()
+    folders: set[str] = set()
     for name in names:
         folded = check_name(name, where=where).casefold()
         if folded in seen:
@@ -44,3 +45,10 @@ def check_names(names: Iterable[str], *, where: str) -> None:
                 code="store.unsafe_name",
             )
         seen.add(folded)
+        folders.update(folded[:end] for end, letter in enumerate(folded) if letter == "/")
+    for name in sorted(seen & folders):
+        raise StoreError(
+            f"{where}: {name!r} is both a file and a folder; "
+            "this store was not written by kd-cache, do not use it.",
+            code="store.unsafe_name",
+        )

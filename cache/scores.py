@@ -16,8 +16,9 @@ import math
 import mmap
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeGuard
 
@@ -28,13 +29,15 @@ from cache.atomic import disk_errors
 from cache.digest import sha256_bytes
 from cache.errors import StoreError, UsageError
 from cache.layout import METADATA, Layout, Raw, crc32c
-from cache.manifest import Manifest, check_part
+from cache.manifest import Entry, Manifest, check_part, read_manifest
 from cache.mapped import ADVICE, map_file
 from cache.plan import Plan
 
-__all__ = ["ScoreReader", "check_lineage", "sound_teacher"]
+__all__ = ["Bring", "ScoreReader", "check_lineage", "sound_teacher"]
 
 Scores: TypeAlias = NDArray[np.float16]
+Bring: TypeAlias = Callable[[Path, Entry], Path]
+"""bring(score set's folder, entry) -> a file that holds the entry's bytes: how a store that lies elsewhere is read."""
 
 MAPPED_BYTES = 512 << 20
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
@@ -63,27 +66,40 @@ class _Verified:
 class ScoreReader:
     """Log-probabilities of one teacher for every batch of a plan. Make one with :meth:`open`."""
 
-    def __init__(self, folder: Path, plan: Plan, manifest: Manifest, layout: Layout) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        manifest: Manifest,
+        layout: Layout,
+        bring: Bring | None = None,
+    ) -> None:
+        self._bring = bring or _in_place
+        self._patience = 1 if bring is None else 3
         self.folder = folder
         self.manifest = manifest
         self.layout = layout
         widths = np.maximum.reduceat(plan.slot_columns, plan.starts[:-1]) + 1
         self._shapes = list(zip(np.diff(plan.starts).tolist(), widths.tolist(), strict=True))
-        self._digests = {entry.path: entry.sha256 for entry in manifest.files}
+        self._entries = {entry.path: entry for entry in manifest.files}
         self._max_maps = max(2, MAPPED_BYTES // layout.shard_size(0))
         self._maps: OrderedDict[int, _Shard] = OrderedDict()
         self._verified: dict[int, _Verified] = {}
         self._lock = threading.Lock()
 
     @classmethod
-    def open(cls, folder: Path, plan: Plan) -> ScoreReader:
+    def open(cls, folder: Path, plan: Plan, *, bring: Bring | None = None) -> ScoreReader:
         """Open the sealed score set `folder` over `plan`.
+
+        Args:
+            bring: asked for each shard file when it is first touched, where `folder` does not hold them itself.
 
         Raises:
             StoreError: unfinished, files missing, extra or of another size (``store.*``), made over
                 another plan (``scores.foreign``), or not what its own manifest says.
         """
-        manifest = check_part(folder, "scores", deep=False)
+        read = read_manifest if bring else partial(check_part, deep=False)
+        manifest = read(folder, "scores")
         check_lineage(folder, manifest, plan)
         layout = _layout(folder, manifest, plan)
         entries = {entry.path: entry for entry in manifest.files}
@@ -108,7 +124,7 @@ class ScoreReader:
                 f"one of the two has changed; {ADVICE}.",
                 code="store.inconsistent",
             )
-        return cls(folder, plan, manifest, layout)
+        return cls(folder, plan, manifest, layout, bring)
 
     @property
     def name(self) -> str:
@@ -205,8 +221,7 @@ class ScoreReader:
 
     def _map(self, number: int) -> _Shard:
         """Map a shard file; hash it if this very file was not hashed before. Holds the lock."""
-        path = self.folder / self.layout.shard_path(number)
-        shard, identity = _map_file(path, self.layout, number)
+        path, shard, identity = self._open_shard(number)
         known = self._verified.get(number)
         if known is None or known.identity != identity:
             known = _Verified(identity, self._verify(path, number, shard))
@@ -218,9 +233,20 @@ class ScoreReader:
         self._maps[number] = shard
         return shard
 
+    def _open_shard(self, number: int) -> tuple[Path, _Shard, tuple[int, ...]]:
+        entry = self._entries[self.layout.shard_path(number)]
+        for left in reversed(range(self._patience)):
+            path = self._bring(self.folder, entry)
+            try:
+                return path, *_map_file(path, self.layout, number)
+            except StoreError as error:  # another process may have made room in between
+                if error.code != "store.missing" or not left:
+                    raise
+        raise AssertionError("unreachable")
+
     def _verify(self, path: Path, number: int, shard: _Shard) -> list[int]:
         layout = self.layout
-        expected = self._digests[layout.shard_path(number)]
+        expected = self._entries[layout.shard_path(number)].sha256
         with contextlib.suppress(OSError, AttributeError):
             shard.memory.madvise(mmap.MADV_WILLNEED)
         if f"sha256:{hashlib.sha256(shard.data.data).hexdigest()}" != expected:
@@ -239,6 +265,10 @@ class ScoreReader:
         shard.populated[:] = b"\1" * len(shard.populated)
         checksums: list[int] = layout.checksums(shard.data, number).tolist()
         return checksums
+
+
+def _in_place(folder: Path, entry: Entry) -> Path:
+    return folder / entry.path
 
 
 def check_lineage(folder: Path, manifest: Manifest, plan: Plan) -> None:

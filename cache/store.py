@@ -16,12 +16,13 @@ from typing import Any, TypeAlias
 
 from cache.atomic import disk_errors, staging
 from cache.dataset import Dataset, copy_part, open_dataset
+from cache.digest import canonical_json, sha256_bytes
 from cache.errors import StoreError, UsageError
 from cache.factors import FactorReader
-from cache.manifest import MANIFEST, Manifest, check_part, read_manifest
+from cache.manifest import MANIFEST, Manifest, read_manifest
 from cache.paths import check_name
 from cache.plan import Plan, open_plan
-from cache.scores import ScoreReader
+from cache.scores import Bring, ScoreReader
 
 __all__ = [
     "Description",
@@ -32,6 +33,7 @@ __all__ = [
     "copy_score_set",
     "describe",
     "refuse_other_teacher",
+    "store_digest",
 ]
 
 DATASET, PLAN, SCORES, FACTORS = "dataset", "plan", "scores", "factors"
@@ -52,6 +54,13 @@ class Store:
     path: Path
     dataset: Dataset
     plan: Plan
+    bring: Bring | None = None  #: fetches a shard of a store that lies elsewhere; see mirror.py
+    url: str = ""  #: where that is
+
+    @property
+    def label(self) -> str:
+        """How a person named it."""
+        return self.url or str(self.path)
 
     @classmethod
     def open(cls, path: Path, *, deep: bool = True) -> Store:
@@ -166,7 +175,7 @@ class Store:
                 f"run `kd-cache build --teacher {name}`.",
                 code="scores.missing",
             )
-        return ScoreReader.open(folder, self.plan)
+        return ScoreReader.open(folder, self.plan, bring=self.bring)
 
     def factors(self, name: str) -> FactorReader:
         """Open the factor set `name`.
@@ -225,6 +234,12 @@ class Description:
     factor_sets: tuple[ScoreSet, ...]
     unfinished: tuple[str, ...]  #: builds begun and not finished
 
+    @property
+    def digest(self) -> str:
+        """The identity of the whole store: what `kd-cache pull URL@sha256:...` pins."""
+        sets = {one.name: one.digest for one in self.score_sets}
+        return store_digest(self.dataset.digest, self.plan.digest, sets)
+
 
 def describe(store: Store) -> Description:
     """Counts, digests and sizes of a store, from its manifests alone."""
@@ -238,6 +253,16 @@ def describe(store: Store) -> Description:
         factor_sets=tuple(_described(store.factors(name)) for name in store.factor_names),
         unfinished=tuple(store.unfinished),
     )
+
+
+def store_digest(dataset: str, plan: str, scores: Mapping[str, str]) -> str:
+    """The identity of a store, or of a choice of its score sets, from the digests of its parts.
+
+    Args:
+        scores: digest of each score set by its name.
+    """
+    parts = {"dataset": dataset, "plan": plan, "scores": dict(scores)}
+    return sha256_bytes(canonical_json(parts))
 
 
 def copy_score_set(source: Store, name: str, target: Store) -> Manifest:
@@ -303,8 +328,8 @@ def _copy_set(
         )
     refuse_other_teacher(target, name, kind, reader.manifest.settings)
     with disk_errors(folder):
-        copy_part(reader.folder, folder, reader.manifest)
-    return check_part(folder, kind, deep=True)
+        copy_part(reader.folder, folder, reader.manifest, deep=True)
+    return reader.manifest
 
 
 def _finished(folder: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""`kd-cache ingest | sample | plan | build | show | verify`: stage one and the store, from the command line. Thin.
+"""`kd-cache ingest | sample | plan | build | show | verify` and, from cli_share.py, `push | pull | merge`. Thin.
 
 Torch is imported only where a teacher is asked, so that the other commands answer at once.
 """
@@ -20,6 +20,7 @@ from cache.store import Store
 from cache.verify import compare, verify
 from pipeline import console
 from pipeline.build import Keep, build, estimate_seconds, scorer
+from pipeline.cli_share import add_commands
 from pipeline.config import check_finite, find_dataset, find_store, parse_epsilon, tuned_folder
 from pipeline.curriculum import PlanSettings, Popularity, estimate, make_plan, planned
 from pipeline.ingest import FORMATS, ingest
@@ -286,7 +287,7 @@ def verify_command(
             "--name says which scores --teacher is asked about; give --teacher and --sample too.",
             code="verify.half_sample",
         )
-    with console.progress(f"{path}: hashing") as report:
+    with console.progress(f"{path}: hashing", unit="bytes") as report:
         found = verify(path, progress=lambda done, total: report(done, total, ""))
     if not found and teacher:
         store = Store.open(path, deep=False)
@@ -305,6 +306,9 @@ def verify_command(
         batches = console.count(min(sample, len(store.plan)), "batch", "batches")
         again = f", {batches} of {teacher} asked again"
     console.say(f"{path}: sound; every byte hashed{again}")
+
+
+add_commands(app)
 
 
 def _teacher(name: str, store: Path) -> Teacher:

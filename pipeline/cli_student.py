@@ -14,6 +14,8 @@ import typer
 
 from cache.errors import UsageError
 from cache.factors import FactorReader
+from cache.mirror import LIMIT, open_mirror
+from cache.remote import is_url, locate
 from cache.scores import ScoreReader
 from cache.store import Store
 from pipeline import console
@@ -42,7 +44,8 @@ _SEED = 2**31 - 1
 Reader: TypeAlias = ScoreReader | FactorReader
 
 CacheOption = Annotated[
-    Path | None, typer.Option("--cache", help="The store; by default the only one in cache/.")
+    str | None,
+    typer.Option("--cache", help="The store or its URL; by default the only one in cache/."),
 ]
 
 
@@ -119,6 +122,10 @@ def fit_command(
     heads: Annotated[int, typer.Option(help="Attention heads.", min=1)] = _SIZES.heads,
     inner: Annotated[int, typer.Option(help="Width of the feed-forward.", min=1)] = _SIZES.inner,
     dropout: Annotated[float, typer.Option(help="Dropout rate.", min=0, max=0.99)] = _SIZES.dropout,
+    cache_limit: Annotated[
+        float,
+        typer.Option(help="GB of scores to keep here at most when --cache is a URL.", min=0),
+    ] = LIMIT / 1e9,
     threads: Annotated[
         int, typer.Option(help="Processor threads; 0 takes torch's choice.", min=0)
     ] = 0,
@@ -133,6 +140,7 @@ def fit_command(
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         dropout=dropout,
+        cache_limit=cache_limit,
     )
     if hidden % heads:
         raise UsageError(
@@ -157,7 +165,7 @@ def fit_command(
     device = _device(device)
     if threads:
         torch.set_num_threads(threads)
-    store = Store.open(find_store(cache, "kd-student fit"))
+    store = _store(cache, "kd-student fit", int(cache_limit * 1e9))
     root = out or Path("runs") / store.path.resolve().name
     config = SASRecConfig(hidden=hidden, layers=layers, heads=heads, inner=inner, dropout=dropout)
     base = TrainSettings(
@@ -180,7 +188,7 @@ def fit_command(
         names = list(dict.fromkeys(teacher or store.teachers))
         if not names:
             raise UsageError(
-                f"{store.path}: holds no teacher's scores; run `kd-cache build --teacher unisrec "
+                f"{store.label}: holds no teacher's scores; run `kd-cache build --teacher unisrec "
                 f"--cache {store.path}`, or train the base with --no-distill.",
                 code="fit.no_teachers",
             )
@@ -188,6 +196,7 @@ def fit_command(
             "--kd-items all" if kd_items == "all" else "fresh batches" if base.batch_size else ""
         )
         taught = [_reader(store, name, needs) for name in names]
+        _warn_small(store, taught, int(cache_limit * 1e9))
         join = join_settings(
             taught,
             tau=tau,
@@ -209,7 +218,7 @@ def fit_command(
             runs.setdefault(kind, []).append(run)
     _print(store, runs)
     stores = list(Path("cache").glob("*/plan"))
-    which = "" if stores == [store.path / "plan"] else f" --cache {store.path}"
+    which = "" if stores == [store.path / "plan"] else f" --cache {store.label}"
     console.hint(f"kd-student evaluate {run.folder}{which}")
 
 
@@ -225,7 +234,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Rank all items for every user with a trained student and print Recall and NDCG."""
-    store = Store.open(find_store(cache, "kd-student evaluate"))
+    store = _store(cache, "kd-student evaluate", LIMIT)
     model = load_student(run, store)
     ranks = rank_histories(
         model.encode,
@@ -258,6 +267,25 @@ def _reader(store: Store, name: str, needs: str) -> Reader:
             code="fit.no_factors",
         )
     return store.factors(name)
+
+
+def _store(cache: str | None, command: str, limit: int) -> Store:
+    """The store that was named: opened where it lies, or through a mirror of what lies elsewhere."""
+    if cache is None or not is_url(cache):
+        return Store.open(find_store(Path(cache) if cache else None, command))
+    place = locate(cache)
+    with console.progress(f"{place.label}: dataset and plan", unit="bytes") as report:
+        return open_mirror(place, limit=limit, report=lambda at, total: report(at, total, ""))
+
+
+def _warn_small(store: Store, readers: Sequence[Reader], limit: int) -> None:
+    if store.url:
+        held = sum(entry.size for reader in readers for entry in reader.manifest.files)
+        if held > limit:
+            console.note(
+                f"{store.label}: the scores take {console.size(held)}, --cache-limit keeps "
+                f"{console.size(limit)}: shards will come again and again"
+            )
 
 
 def _fit_one(
@@ -325,7 +353,7 @@ def _print(store: Store, runs: dict[str, list[Run]]) -> None:
     if len(some) > 1:
         legend.insert(0, f"mean ± standard deviation of {len(some)} seeds")
     console.table(
-        f"{store.path}: {_task(store, 'test', len(some[0].test_ranks))}",
+        f"{store.label}: {_task(store, 'test', len(some[0].test_ranks))}",
         ["", *(f"SASRec {kind}" for kind in runs), *(["change", "p"] if both else [])],
         rows,
         caption="; ".join(legend),

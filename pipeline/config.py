@@ -146,7 +146,8 @@ def tuned_folder(teacher: str, store: Path) -> Path:
 
 
 def _only(noun: str, root: Path, mark: str, option: str, maker: str) -> Path:
-    found = sorted(p for p in root.glob("*") if (p / mark).is_file()) if root.is_dir() else []
+    shown = root.glob("[!.]*") if root.is_dir() else ()  # what is hidden is being made
+    found = sorted(p for p in shown if (p / mark).is_file())
     if len(found) == 1:
         return found[0]
     if found:

@@ -15,12 +15,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TextColumn,
@@ -118,13 +119,18 @@ def duration(seconds: float) -> str:
 
 
 @contextlib.contextmanager
-def progress(title: str) -> Iterator[Report]:
-    """Progress of one job, with time left; yields what the job reports to."""
+def progress(title: str, *, unit: Literal["", "bytes"] = "") -> Iterator[Report]:
+    """Progress of one job, with time left; yields what the job reports to.
+
+    Args:
+        unit: of the numbers that are reported: things, or bytes, which are shown as such.
+    """
+    column = DownloadColumn if unit else MofNCompleteColumn
     if _err.is_terminal:
         with Progress(
             TextColumn("{task.description}", table_column=Column(no_wrap=True)),
             BarColumn(bar_width=6),
-            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            column(table_column=Column(no_wrap=True)),
             TimeRemainingColumn(table_column=Column(no_wrap=True)),
             TextColumn(
                 "left {task.fields[note]}",
@@ -154,7 +160,10 @@ def progress(title: str) -> Iterator[Report]:
             left = duration((now - began) * (total - done) / (done - before))
             shown = ", ".join(part for part in (f"{left} left", text) if part)
             digits = 0 if float(done).is_integer() else 1  # epochs come in parts, items do not
-            note(f"{title}: {done:,.{digits}f} of {total:,.0f}, {shown}")
+            at, whole_job = (
+                (size(done), size(total)) if unit else (f"{done:,.{digits}f}", f"{total:,.0f}")
+            )
+            note(f"{title}: {at} of {whole_job}, {shown}")
 
     yield plain
 

@@ -42,6 +42,7 @@ def show(
         _teachers(about)
     else:
         console.say("scores: none yet; `kd-cache build --teacher unisrec` asks a tuned teacher")
+    console.say(f"digest {about.digest}")
     for name in about.unfinished:
         console.say(f"{name}: unfinished; the `kd-cache build` that began it goes on from there")
     if len(store.teachers) < 2 or not batches or not len(store.plan):

@@ -1,0 +1,125 @@
+"""A store that lies elsewhere, read without a full copy: dataset and plan here, score shards as they are asked for.
+
+    <cache home>/mirrors/<digest>/<name>/   dataset/  plan/  scores/<name>/manifest.json, scores.zarr/zarr.json
+    <cache home>/shards/<sha256>            shard files of all stores, up to a limit; least recently used ones leave
+
+The reader asks for a shard when it first touches one of its batches. A shard is checked by size and sha256 when it comes
+and again by the reader; one that is here counts only if it still hashes to its name. Training reads batches in random
+order: with room for all chosen score sets every shard comes once, with less it comes again and again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import filelock
+
+from cache.atomic import DEBRIS, disk_errors, put, staging
+from cache.errors import CkdError, UsageError
+from cache.home import cache_home
+from cache.layout import METADATA
+from cache.manifest import Entry
+from cache.outline import check_pin, outline
+from cache.remote import Location, Remote, open_remote
+from cache.store import SCORES, Store
+from cache.transfer import Report, download, fetch, is_whole
+
+__all__ = ["LIMIT", "Shards", "open_mirror"]
+
+LIMIT = 10_000_000_000  #: bytes of shards that are kept
+_STALE = 86_400.0  # seconds after which a part of a shard is nobody's
+
+
+def open_mirror(place: Location, *, limit: int, report: Report) -> Store:
+    """Open the store at `place`; its dataset and plan are fetched whole if they are not here.
+
+    Raises:
+        StoreError: what is there is not what it should be, or not what the pin names.
+        RemoteError: the place refused or failed.
+    """
+    remote = open_remote(place)
+    found = outline(remote)
+    check_pin(found, place.pin)
+    root = cache_home() / "mirrors" / found.digest.removeprefix("sha256:")[:32]
+    folder = root / place.name
+    if not folder.exists():
+        files = [*found.dataset.files, *found.plan.files]
+        for part in found.scores.values():
+            files += [file for file in part.files if file[1].path == METADATA]
+        try:
+            with staging(folder) as stage:
+                download(remote, files, stage, report)
+                for part in found.parts:
+                    put(stage / part.sealed_by, part.manifest.to_bytes())
+        except CkdError:
+            if not folder.exists():  # another process was faster
+                raise
+    shards = Shards(remote, cache_home() / "shards", limit)
+    return replace(Store.open(folder), bring=shards, url=remote.label)
+
+
+class Shards:
+    """Brings shard files into a bounded folder that all stores and processes share."""
+
+    def __init__(self, remote: Remote, folder: Path, limit: int) -> None:
+        self._remote = remote
+        self._folder = folder
+        self._limit = limit
+        self._sound: set[str] = set()  # hashed by this process
+        self._lock = threading.Lock()
+        self.fetched = 0  #: bytes that came over the wire
+
+    def __call__(self, folder: Path, entry: Entry) -> Path:
+        """The file that holds one shard of the score set `folder`."""
+        if entry.size > self._limit:
+            raise UsageError(
+                f"a shard of {folder.name} has {entry.size:,} bytes and the local cache may hold "
+                f"{self._limit:,}; raise --cache-limit, or `kd-cache pull` the store.",
+                code="mirror.limit",
+            )
+        key = entry.sha256.removeprefix("sha256:")
+        path = self._folder / key
+        with self._lock, disk_errors(path):
+            if key in self._sound and path.is_file():
+                os.utime(path)
+                return path
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self._folder / f".lock-{key}")
+            with lock:  # another process may be bringing it
+                if is_whole(path, entry, _nobody):
+                    os.utime(path)
+                else:
+                    path.unlink(missing_ok=True)
+                    self._make_room(entry.size)
+                    name = f"{SCORES}/{folder.name}/{entry.path}"
+                    fetch(self._remote, name, entry, path, self._folder, self._count)
+                Path(lock.lock_file).unlink(missing_ok=True)
+            self._sound.add(key)
+        return path
+
+    def _make_room(self, need: int) -> None:
+        """Remove the shards that were used least recently until `need` more bytes fit."""
+        kept = []
+        for path in self._folder.iterdir():
+            status = path.stat()
+            if path.name.startswith(DEBRIS) and time.time() - status.st_mtime > _STALE:
+                path.unlink(missing_ok=True)
+            elif not path.name.startswith("."):
+                kept.append((status.st_mtime_ns, status.st_size, path))
+        total = sum(size for _, size, _ in kept) + need
+        for _, size, path in sorted(kept):
+            if total <= self._limit:
+                break
+            path.unlink(missing_ok=True)  # whoever has it mapped keeps its pages
+            total -= size
+
+    def _count(self, more: int) -> None:
+        self.fetched += more
+
+
+def _nobody(_count: int) -> None:
+    """For hashing that nobody watches."""

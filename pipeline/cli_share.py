@@ -1,0 +1,88 @@
+"""`kd-cache push | pull | merge`: stores that teams share, from the command line. Thin: everything is in share.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cache.remote import locate
+from pipeline import console
+from pipeline.share import Moved, merge, pull, push
+
+__all__ = ["add_commands"]
+
+TeacherOption = Annotated[
+    list[str] | None, typer.Option(help="Score set to take; repeat it; default all.")
+]
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Give `kd-cache` its commands for sharing."""
+    app.command("push", short_help="Copy a store to a folder or a cloud.")(push_command)
+    app.command("pull", short_help="Copy a store from a folder or a cloud.")(pull_command)
+    app.command("merge", short_help="Join the score sets of two stores.")(merge_command)
+
+
+def push_command(
+    store: Annotated[Path, typer.Argument(help="The store, such as cache/toys.")],
+    url: Annotated[
+        str,
+        typer.Argument(
+            help="A folder, s3://BUCKET/PATH, gs://, az:// or hf://datasets/OWNER/NAME."
+        ),
+    ],
+    teacher: TeacherOption = None,
+) -> None:
+    """Copy a store, or some of its score sets, to where others can pull it; goes on where it was stopped."""
+    place = locate(url)
+    with console.progress(f"{store}: push", unit="bytes") as report:
+        done = push(store, place, teacher or (), lambda at, total: report(at, total, ""))
+    _tell(place.label, "sent", done)
+    pinned = f"{place.label}@{done.digest}"
+    console.hint(f"kd-cache pull {pinned}{_chosen(teacher)}")
+
+
+def pull_command(
+    url: Annotated[
+        str,
+        typer.Argument(help="Where a store was pushed to; with @sha256:... nothing else is taken."),
+    ],
+    cache: Annotated[
+        Path | None, typer.Option("--cache", help="The copy; by default cache/<last part of URL>.")
+    ] = None,
+    teacher: TeacherOption = None,
+) -> None:
+    """Copy a store, or some of its score sets, from where it was pushed to; goes on where it was stopped."""
+    place = locate(url)
+    target = cache or Path("cache") / place.name
+    with console.progress(f"{target}: pull", unit="bytes") as report:
+        done = pull(place, target, teacher or (), lambda at, total: report(at, total, ""))
+    _tell(str(target), "fetched", done)
+    console.hint(f"kd-student fit --cache {target} --compare")
+
+
+def merge_command(
+    store: Annotated[Path, typer.Argument(help="The store that takes them in.")],
+    other: Annotated[Path, typer.Argument(help="A store over the same plan.")],
+) -> None:
+    """Copy into a store the score sets of another over the same plan."""
+    with console.progress(f"{store}: merge", unit="bytes") as report:
+        names = merge(store, other, lambda at, total: report(at, total, ""))
+    what = f"took in {', '.join(names)}" if names else "has every score set of it already"
+    console.say(f"{store}: {what} ({other})")
+
+
+def _tell(where: str, verb: str, done: Moved) -> None:
+    names = ", ".join(done.names) or "no scores"
+    kept = f", {console.count(done.kept, 'file')} there before" if done.kept else ""
+    moved = f"{verb} {console.count(done.files, 'file')}, {console.size(done.bytes)}"
+    console.say(f"{where}: {names}; {moved}{kept}")
+    console.say(f"digest {done.digest}")
+    for name in done.unfinished:
+        console.note(f"{where}: {name} is unfinished and was left out")
+
+
+def _chosen(teachers: list[str] | None) -> str:
+    return "".join(f" --teacher {name}" for name in teachers or ())

@@ -1,0 +1,276 @@
+"""Sharing stores: `push` to a place, `pull` from one, `merge` two on this disk.
+
+Every file is checked by size, then sha256, before it counts. A push sends manifests last and the dataset's last of all, so
+that what is half there is "unfinished" and never "small"; a pull stages beside the target and publishes by one rename.
+Both may be killed at any instant: the same command goes on, and a file that is whole is not moved again. Nothing that is
+published is ever replaced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+from cache.atomic import DEBRIS, check_writable, disk_errors, put, sync_folder, sync_tree
+from cache.dataset import VECTORS
+from cache.errors import StoreError
+from cache.home import SentLog
+from cache.manifest import Entry, check_part
+from cache.outline import Outline, Part, bytes_of, check_pin, outline, read_part
+from cache.remote import Found, Heard, Location, Remote, open_remote
+from cache.scores import ScoreReader
+from cache.store import DATASET, PLAN, SCORES, Store, copy_score_set, store_digest
+from cache.transfer import Job, Report, download, run_jobs
+
+__all__ = ["Moved", "merge", "pull", "push", "stage_of"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moved:
+    """What a push or pull has done."""
+
+    digest: str  #: of the store, or of the chosen score sets with their dataset and plan
+    names: tuple[str, ...]  #: score sets
+    files: int  #: that were moved
+    bytes: int
+    kept: int  #: files that were whole before
+    unfinished: tuple[str, ...] = ()  #: score sets that were left out, as nobody has finished them
+
+
+def push(path: Path, place: Location, teachers: Sequence[str], report: Report) -> Moved:
+    """Copy a store, or chosen score sets with their dataset and plan, to `place`.
+
+    Raises:
+        StoreError: the store is damaged; ``store.exists`` when another one lies there, with both digests.
+        RemoteError: the place refused or failed.
+    """
+    store = Store.open(path)
+    remote = open_remote(place)
+    names = tuple(dict.fromkeys(teachers or store.names))
+    sets = {name: Part(f"{SCORES}/{name}", store.scores(name).manifest) for name in names}
+    plan, dataset = Part(PLAN, store.plan.manifest), Part(DATASET, store.dataset.manifest)
+    parts = [*sets.values(), plan, dataset]  # the order in which they are published
+    for part in parts:
+        _refuse_other(remote, part)
+    there, log = remote.list(), SentLog(remote.label)
+    moved: list[Entry] = []
+
+    def send(name: str, entry: Entry, heard: Heard) -> None:
+        found = there.get(name)
+        if found is not None and _same(remote, name, entry, found, log):
+            heard(entry.size)
+            return
+        log.add(remote.write(name, path / name, entry, heard), entry)
+        moved.append(entry)
+
+    files = [file for part in parts for file in part.files]
+    jobs: list[Job] = [functools.partial(send, name, entry) for name, entry in files]
+    run_jobs(jobs, bytes_of(parts), report)
+    remote.publish([(part.sealed_by, part.manifest.to_bytes()) for part in parts])
+    _check_sent(remote, files, log)
+    return Moved(
+        digest=store_digest(
+            dataset.manifest.digest,
+            plan.manifest.digest,
+            {name: part.manifest.digest for name, part in sets.items()},
+        ),
+        names=names,
+        files=len(moved),
+        bytes=sum(entry.size for entry in moved),
+        kept=len(files) - len(moved),
+        unfinished=() if teachers else tuple(store.unfinished),
+    )
+
+
+def pull(place: Location, target: Path, teachers: Sequence[str], report: Report) -> Moved:
+    """Copy a store, or chosen score sets with their dataset and plan, from `place` to `target`.
+
+    Where `target` is a store over the same plan, the score sets that it lacks are added to it.
+
+    Raises:
+        StoreError: anything there that is not what it should be; ``share.wrong_pin``; ``store.lineage``,
+            ``store.exists`` when `target` holds something else.
+        RemoteError: the place refused or failed.
+    """
+    remote = open_remote(place)
+    found = outline(remote, teachers)
+    check_pin(found, place.pin)
+    check_writable(target.parent)
+    stage = stage_of(target)
+    with _alone(stage, target):
+        here = Store.open(target) if target.exists() else None
+        if here is not None:
+            _refuse_other_plan(here, found)
+        sets = [part for name, part in found.scores.items() if not _has(here, name, part)]
+        parts = sets if here is not None else [*sets, found.plan, found.dataset]
+        moved = []
+        if parts:
+            files = [file for part in parts for file in part.files]
+            moved = download(remote, files, stage, report)
+            for part in parts:
+                put(stage / part.sealed_by, part.manifest.to_bytes())
+                _check_staged(stage / part.folder, part)
+            _publish(stage, target, here, sets)
+    return Moved(
+        digest=found.digest,
+        names=tuple(found.scores),
+        files=len(moved),
+        bytes=sum(entry.size for entry in moved),
+        kept=sum(len(part.files) for part in found.parts) - len(moved),
+        unfinished=found.unfinished,
+    )
+
+
+def merge(into: Path, source: Path, report: Report) -> list[str]:
+    """Copy into one store the score sets of another over the same plan; returns the names that were new.
+
+    Raises:
+        StoreError: ``store.lineage`` with both digests; ``store.exists`` for a set of the same name with another digest.
+            Then nothing was copied.
+    """
+    ours, theirs = Store.open(into), Store.open(source)
+    if ours.plan.digest != theirs.plan.digest:
+        raise StoreError(
+            f"{into} is of plan {ours.plan.digest}, {source} of plan {theirs.plan.digest}; scores of "
+            "different plans cannot stand in one store, run `kd-cache build` in the one you keep.",
+            code="store.lineage",
+        )
+    parts = {name: Part(f"{SCORES}/{name}", theirs.scores(name).manifest) for name in theirs.names}
+    new = {name: part for name, part in parts.items() if not _has(ours, name, part)}
+    total, done = bytes_of(new.values()), 0
+    for name, part in new.items():
+        copy_score_set(theirs, name, ours)
+        done += bytes_of([part])
+        report(done, total)
+    return list(new)
+
+
+def stage_of(target: Path) -> Path:
+    """Where a pull to `target` gathers its files until all are there."""
+    return target.with_name(f".pull-{target.name}")
+
+
+def _check_staged(folder: Path, part: Part) -> None:
+    skip = frozenset({VECTORS}) if part.manifest.kind == "dataset" else frozenset[str]()
+    check_part(folder, part.manifest.kind, deep=False, skip=skip)
+
+
+def _publish(stage: Path, target: Path, here: Store | None, sets: Sequence[Part]) -> None:
+    """One rename for a new store; for sets that join one that is there, one rename each."""
+    with disk_errors(target):
+        for debris in stage.glob(f"{DEBRIS}*"):
+            debris.unlink()
+        (stage / SCORES).mkdir(exist_ok=True)
+        sync_tree(stage)
+    staged = here if here is not None else Store.open(stage, deep=False)
+    for part in sets:
+        ScoreReader.open(stage / part.folder, staged.plan)
+    with disk_errors(target):
+        if here is None:
+            stage.rename(target)
+            sync_folder(target.parent)
+            return
+        (target / SCORES).mkdir(exist_ok=True)
+        for part in sets:
+            (stage / part.folder).rename(target / part.folder)
+        sync_folder(target / SCORES)
+        shutil.rmtree(stage)
+
+
+@contextlib.contextmanager
+def _alone(stage: Path, target: Path) -> Iterator[None]:
+    """Only one pull to a target at a time; the system frees the lock when its holder dies."""
+    path = stage.with_name(f".lock-{stage.name.removeprefix('.')}")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(path, blocking=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise StoreError(
+                f"{target}: another process is pulling it right now ({path.name} is locked); wait for that "
+                "one, or run the same command later: it goes on from what is there.",
+                code="store.busy",
+            ) from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _has(store: Store | None, name: str, part: Part) -> bool:
+    """Whether the store holds that very score set; refuses another one of its name."""
+    if store is None or name not in store.names:
+        return False
+    digest = store.scores(name).digest
+    if digest != part.manifest.digest:
+        raise StoreError(
+            f"{store.folder(name)}: is {digest}, the one to be added is {part.manifest.digest}; "
+            "rename one of the two folders before it is shared, or remove one.",
+            code="store.exists",
+        )
+    return True
+
+
+def _refuse_other_plan(here: Store, found: Outline) -> None:
+    theirs = found.plan.manifest.digest
+    if here.plan.digest != theirs:
+        raise StoreError(
+            f"{here.path}: is of plan {here.plan.digest}, {found.label} of plan {theirs}; "
+            "choose another --cache.",
+            code="store.lineage",
+        )
+
+
+def _refuse_other(remote: Remote, part: Part) -> None:
+    """A place that holds another part under the same name is left alone."""
+    found = read_part(remote, part.folder, part.manifest.kind)
+    if found is not None and found.manifest.digest != part.manifest.digest:
+        raise StoreError(
+            f"{remote.label}/{part.folder}: is {found.manifest.digest}, this one is "
+            f"{part.manifest.digest}; what is published is never replaced, choose another place.",
+            code="store.exists",
+        )
+
+
+def _same(remote: Remote, name: str, entry: Entry, found: Found, log: SentLog) -> bool:
+    """Whether the object there holds those bytes: by the server's digest, by its tag, else read back and hashed."""
+    if found.size != entry.size:
+        return False
+    if found.sha256:
+        return found.sha256 == entry.sha256
+    if log.knows(found.tag, entry):
+        return True
+    state = hashlib.sha256()
+    for block in remote.read(name, entry.size):
+        state.update(block)
+    if f"sha256:{state.hexdigest()}" != entry.sha256:
+        return False
+    log.add(found.tag, entry)
+    return True
+
+
+def _check_sent(remote: Remote, files: Sequence[tuple[str, Entry]], log: SentLog) -> None:
+    """Once everything is published, look again: another push to the same place may have come in between."""
+    there = remote.list()
+    for name, entry in files:
+        found = there.get(name)
+        # an object with a tag that we did not get for these bytes is read back; it may be a server that changes tags
+        if (
+            found is None
+            or found.size != entry.size
+            or (found.tag and not _same(remote, name, entry, found, log))
+        ):
+            raise StoreError(
+                f"{remote.label}/{name}: was changed by someone else meanwhile; "
+                "run the same command again, which mends it.",
+                code="share.disturbed",
+            )
