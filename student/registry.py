@@ -25,6 +25,11 @@ _GROUP = "ckd.students"
 BUILT_IN = {
     "sasrec": ("SASRec", "student.sasrec", "SASRec"),
     "gru4rec": ("GRU4Rec", "student.gru4rec", "GRU4Rec"),
+    "bert4rec": ("BERT4Rec", "student.bert4rec", "BERT4Rec"),
+    "fmlprec": ("FMLP-Rec", "student.fmlprec", "FMLPRec"),
+    "lightgcn": ("LightGCN", "student.lightgcn", "LightGCN"),
+    "fm": ("FM", "student.fm", "FM"),
+    "deepfm": ("DeepFM", "student.deepfm", "DeepFM"),
 }
 
 

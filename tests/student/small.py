@@ -86,7 +86,7 @@ def small(name: str, **more: Any) -> Any:
     """A configuration of small sizes."""
     kind = find_student(name)
     values = {key: value for key, value in SMALL.items() if key in kind.fields}
-    return kind.config(**(values | more))
+    return kind.config(**{k: v for k, v in (values | more).items() if k in kind.fields})
 
 
 def made(name: str, dataset: Dataset, *, spread: float = 0.3, seed: int = 0, **more: Any) -> Any:
