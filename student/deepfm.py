@@ -51,14 +51,15 @@ class DeepFM(nn.Module):
         self.fm = FM(FMConfig(hidden=config.hidden), dataset)
         self.dropout = Dropout(config.dropout)
         into = (USER_FIELDS + ITEM_FIELDS) * config.hidden
+        self.first = nn.Linear(into, config.inner)
         self.layer = nn.ModuleList(
-            nn.Linear(config.inner if number else into, config.inner)
-            for number in range(config.depth)
+            nn.Linear(config.inner, config.inner) for _ in range(config.depth - 1)
         )
         self.predict = nn.Linear(config.inner, 1)
-        for linear in (*self.layer, self.predict):
-            nn.init.xavier_normal_(linear.weight)
-            nn.init.zeros_(linear.bias)
+        for module in (self.first, *self.layer, self.predict):
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_normal_(module.weight)
+                nn.init.zeros_(module.bias)
 
     def logits(self, packed: Packed, items_C: Tensor | None = None) -> Tensor:
         """[B, C] of these item rows, or [B, V] of all."""
@@ -71,7 +72,7 @@ class DeepFM(nn.Module):
         users_TD = self.fm.encode(packed)
         shallow_2T = (users_TD.repeat(2, 1) * self.fm.of_items(rows_2T)).sum(dim=1)
         first_2TW = self._user_part(packed).repeat(2, 1) + self._item_part(rows_2T)
-        base = pointwise(*(shallow_2T + self._deep(first_2TW)).split(len(rows_T)))
+        base = pointwise(*(shallow_2T + self._deep(first_2TW)).view(2, -1))
         return base, self._pairs(packed, users_TD, batch.items_C) if logits else None
 
     def _pairs(self, packed: Packed, users_BD: Tensor, items_C: Tensor | None) -> Tensor:
@@ -83,7 +84,7 @@ class DeepFM(nn.Module):
             checkpoint(self._grid, some_bW, item_part_CW, use_reentrant=False)
             if keep
             else self._grid(some_bW, item_part_CW)
-            for some_bW in user_part_BW.split(rows)
+            for some_bW in torch.split(user_part_BW, rows)
         ]
         return users_BD @ self.fm.of_items(items_C).T + torch.cat(deep)
 
@@ -91,7 +92,9 @@ class DeepFM(nn.Module):
         """[b, C]; also where a single history has more items than a chunk holds."""
         if torch.is_grad_enabled() or len(item_part_CW) <= _CHUNK:
             return self._deep(user_part_bW[:, None] + item_part_CW)
-        parts = [self._deep(user_part_bW[:, None] + some) for some in item_part_CW.split(_CHUNK)]
+        parts = [
+            self._deep(user_part_bW[:, None] + some) for some in torch.split(item_part_CW, _CHUNK)
+        ]
         return torch.cat(parts, dim=1)
 
     def _user_part(self, packed: Packed) -> Tensor:
@@ -101,18 +104,18 @@ class DeepFM(nn.Module):
     def _item_part(self, rows_C: Tensor | None) -> Tensor:
         """[C, W] what it makes of the item's fields, and its bias."""
         fields = slice(USER_FIELDS, USER_FIELDS + ITEM_FIELDS)
-        return self._part(self.fm.fields.of_items(rows_C), fields) + self.layer[0].bias
+        return self._part(self.fm.fields.of_items(rows_C), fields) + self.first.bias
 
     def _part(self, vectors_NFD: Tensor, fields: slice) -> Tensor:
         width = self.config.hidden
-        weight: Tensor = self.layer[0].weight[:, fields.start * width : fields.stop * width]
+        weight = self.first.weight[:, fields.start * width : fields.stop * width]
         out: Tensor = self.dropout(vectors_NFD.flatten(1)) @ weight.T
         return out
 
     def _deep(self, first: Tensor) -> Tensor:
         """[..., W], the first layer's output before its rectifier, to [...]."""
         x = torch.relu(first)
-        for linear in list(self.layer)[1:]:
+        for linear in self.layer:
             x = torch.relu(linear(self.dropout(x)))
         out: Tensor = self.predict(x)[..., 0]
         return out

@@ -9,10 +9,12 @@ pairs at 2 layers. Legend: U users, V items, D width, B histories, T slots, C co
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from cache.dataset import Dataset
@@ -94,8 +96,8 @@ class LightGCN(nn.Module):
         with torch.autocast(users.device.type, enabled=False):
             for _ in range(self.config.layers):
                 users, items = (
-                    _Product.apply(self.graph_UV, self.graph_VU, items),
-                    _Product.apply(self.graph_VU, self.graph_UV, users),
+                    _product(self.graph_UV, self.graph_VU, items),
+                    _product(self.graph_VU, self.graph_UV, users),
                 )
                 users_UD, items_VD = users_UD + users, items_VD + items
         count = self.config.layers + 1
@@ -107,20 +109,23 @@ def make(config: LightGCNConfig, dataset: Dataset) -> LightGCN:
     return LightGCN(config, dataset)
 
 
+def _product(a: Tensor, at: Tensor, x: Tensor) -> Tensor:
+    out: Tensor = _Product.apply(a, at, x)  # type: ignore[no-untyped-call]
+    return out
+
+
 class _Product(torch.autograd.Function):
     """A constant sparse matrix times a dense one; its transpose is at hand for the way back."""
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, a: Tensor, at: Tensor, x: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, a: Tensor, at: Tensor, x: Tensor) -> Tensor:
         ctx.save_for_backward(at)
-        return torch.sparse.mm(a, x)
+        out: Tensor = torch.sparse.mm(a, x)
+        return out
 
     @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, *gradient: Tensor
-    ) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
         (at,) = ctx.saved_tensors
         return None, None, torch.sparse.mm(at, gradient[0])
 

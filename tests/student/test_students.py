@@ -34,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def test_it_learns_without_teachers_and_is_judged_again_as_it_was(
     store: Store, tmp_path: Path, name: str
 ) -> None:
-    run = trained(store, tmp_path / "run", name, sizes=STILL, epochs=5, learning_rate=0.03)
+    run = trained(store, tmp_path / "run", name, sizes=STILL, epochs=7, learning_rate=0.01)
     first, *_, last = run.record["history"]
     assert last["ce"] < first["ce"] * 0.95
     assert {epoch["kd"] for epoch in run.record["history"]} == {0.0}
