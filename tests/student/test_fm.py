@@ -6,6 +6,7 @@ import itertools
 import math
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -180,38 +181,35 @@ def test_what_is_recomputed_on_the_way_back_drops_the_same_units(store: Store) -
 
 _PAIRS = """
 import resource, sys
+from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from student.deepfm import DeepFM, DeepFMConfig
+from tests.student.small import packed, shop
 
-model = DeepFM.__new__(DeepFM)
-torch.nn.Module.__init__(model)
-model.config = DeepFMConfig()
-model.dropout = __import__("encoder.dropout", fromlist=["Dropout"]).Dropout(0.2)
-model.layer = torch.nn.ModuleList(torch.nn.Linear(128, 128) for _ in range(2))
-model.predict = torch.nn.Linear(128, 1)
-users, items = (torch.randn(512, 128, requires_grad=True) for _ in range(2))
-model._user_part = lambda packed: users
-model._item_part = lambda rows: items
-
-class Shallow:
-    def of_items(self, rows): return torch.zeros(512, 2)
-
-object.__setattr__(model, "fm", Shallow())
+model = DeepFM(DeepFMConfig(), shop(Path(sys.argv[1]), items=512).dataset)
+asked = packed([[n] for n in range(512)], [n % 40 for n in range(512)])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-model._pairs(None, torch.zeros(512, 2), None).sum().backward()
-assert users.grad.abs().sum() > 0 and items.grad.abs().sum() > 0
+logits = model.logits(asked, torch.arange(512))
+assert logits.shape == (512, 512)
+logits.square().mean().backward()
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
 """
 
 
-def test_512_x_512_pairs_and_their_gradient_take_less_than_2_gib() -> None:
-    # plain: 262,144 pairs x 128 x 4 bytes = 134 MB a tensor, three or four tensors a layer kept for the way back
+def test_512_x_512_pairs_and_their_gradient_take_less_than_2_gib(tmp_path: Path) -> None:
+    # a process of its own, whose peak it is. Plain: 262,144 pairs x 128 x 4 bytes = 134 MB a tensor, and three layers
+    # keep two or three such tensors each for the way back
     done = subprocess.run(
-        [sys.executable, "-c", _PAIRS], capture_output=True, text=True, timeout=240, check=False
+        [sys.executable, "-c", _PAIRS, str(tmp_path / "store")],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 0.5  # GiB, the imports not counted
+    assert float(done.stdout) < 0.8  # GiB; 0.4 measured, 1.2 if all pairs pass at once
 
 
 def test_the_defaults_are_those_of_recbole(store: Store) -> None:
