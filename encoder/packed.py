@@ -28,7 +28,7 @@ class Tiles:
     width: int  #: W
     tokens: Tensor  #: [tiles * W] the token that stands there; spare places repeat the first
     places: Tensor  #: [tokens of these histories] where each stands in the flattened tiles
-    mask: Tensor  #: [tiles, 1, W, W] True where a place may look: same history, not later
+    mask: Tensor  #: [tiles, 1, W, W] True where a place may look: same history, if causal not later
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +40,7 @@ class Packed:
     last: Tensor  #: [B] place of each history's last token, int64
     tiles: tuple[Tiles, ...]
     untiled: Tensor  #: [N] where each token stands once the tiles' real tokens are laid end to end
+    users: Tensor | None = None  #: [B] whose histories they are, where that is known
 
     @classmethod
     def of(
@@ -47,12 +48,17 @@ class Packed:
         flat: NDArray[np.integer[Any]],
         lengths: NDArray[np.integer[Any]],
         device: torch.device | str = "cpu",
+        *,
+        users: NDArray[np.integer[Any]] | None = None,
+        causal: bool = True,
     ) -> Packed:
         """Lay out histories.
 
         Args:
             flat: [N] items, history after history.
             lengths: [B], each at least 1, summing to N.
+            users: [B] rows of the users whose histories they are.
+            causal: whether attention sees no later item than the place it stands at.
 
         Raises:
             ValueError: an empty history, or lengths that do not sum to N.
@@ -72,7 +78,7 @@ class Packed:
         for width in (*_WIDTHS, int(sizes.max(initial=0))):
             members = np.flatnonzero((sizes > shorter) & (sizes <= width))
             if len(members):
-                tokens, places, mask = _tile(starts[members], sizes[members], width)
+                tokens, places, mask = _tile(starts[members], sizes[members], width, causal)
                 tiles.append(
                     Tiles(
                         width=width,
@@ -91,11 +97,12 @@ class Packed:
             last=_to(ends - 1, device),
             tiles=tuple(tiles),
             untiled=_to(untiled, device),
+            users=None if users is None else _to(users.astype(np.int64), device),
         )
 
 
 def _tile(
-    starts: NDArray[np.int64], sizes: NDArray[np.int64], width: int
+    starts: NDArray[np.int64], sizes: NDArray[np.int64], width: int, causal: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
     """(tokens, places, mask) of :class:`Tiles` for histories of at most `width` tokens.
 
@@ -119,7 +126,9 @@ def _tile(
     owner = np.full(rows * width, -1)
     owner[places] = np.repeat(np.arange(len(sizes)), sizes)
     owners = owner.reshape(rows, width)
-    mask = (owners[:, :, None] == owners[:, None, :]) & np.tri(width, dtype=bool)
+    mask = owners[:, :, None] == owners[:, None, :]
+    if causal:
+        mask &= np.tri(width, dtype=bool)
     return tokens, places, mask[:, None]
 
 

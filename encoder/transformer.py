@@ -1,4 +1,4 @@
-"""A causal transformer over packed histories: post-norm blocks as in BERT, parameter names as in RecBole.
+"""A transformer over packed histories, causal if they are: post-norm blocks as in BERT, parameter names as in RecBole.
 
 Linear layers, norms and feed-forwards see the packed tokens [N, D]; attention sees tiles. With `only_last` the last block
 goes on with last positions alone once attention is done: for one vector a history this nearly halves a two-block encoder.

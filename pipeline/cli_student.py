@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -20,12 +20,23 @@ from cache.scores import ScoreReader
 from cache.store import Store
 from pipeline import console
 from pipeline.config import check_finite, find_store, parse_epsilon
-from pipeline.evaluate import rank_histories
+from pipeline.evaluate import rank_student
 from pipeline.fit import Run, fit, load_student, standing
 from pipeline.join_options import ConsistencyOption, EpsilonOption, TauOption
 from pipeline.metrics import CUTOFFS, gains, metrics_of_ranks, paired_p_value
+from pipeline.student_options import (
+    DropoutOption,
+    HeadsOption,
+    HiddenOption,
+    InnerOption,
+    LayersOption,
+    PresetOption,
+    StudentOption,
+    configuration,
+    preset_value,
+)
 from student.loop import RunState, TrainSettings
-from student.sasrec import SASRecConfig
+from student.registry import StudentKind, find_student
 from student.targets import join_settings
 
 app = typer.Typer(
@@ -38,7 +49,6 @@ app = typer.Typer(
 
 _METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS]
 _DEFAULT = TrainSettings()
-_SIZES = SASRecConfig()
 _SEED = 2**31 - 1
 
 Reader: TypeAlias = ScoreReader | FactorReader
@@ -51,7 +61,9 @@ CacheOption = Annotated[
 
 @app.command("fit", short_help="Train a student, its base, or both.")
 def fit_command(
+    context: typer.Context,
     cache: CacheOption = None,
+    student: StudentOption = "sasrec",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs; by default runs/<store's name>.")
     ] = None,
@@ -117,11 +129,12 @@ def fit_command(
     weight_decay: Annotated[
         float, typer.Option(help="L2 inside Adam.", min=0)
     ] = _DEFAULT.weight_decay,
-    hidden: Annotated[int, typer.Option(help="Width of the student.", min=1)] = _SIZES.hidden,
-    layers: Annotated[int, typer.Option(help="Blocks of the student.", min=1)] = _SIZES.layers,
-    heads: Annotated[int, typer.Option(help="Attention heads.", min=1)] = _SIZES.heads,
-    inner: Annotated[int, typer.Option(help="Width of the feed-forward.", min=1)] = _SIZES.inner,
-    dropout: Annotated[float, typer.Option(help="Dropout rate.", min=0, max=0.99)] = _SIZES.dropout,
+    preset: PresetOption = None,
+    hidden: HiddenOption = None,
+    layers: LayersOption = None,
+    heads: HeadsOption = None,
+    inner: InnerOption = None,
+    dropout: DropoutOption = None,
     cache_limit: Annotated[
         float,
         typer.Option(help="GB of scores to keep here at most when --cache is a URL.", min=0),
@@ -133,7 +146,7 @@ def fit_command(
         str | None, typer.Option(help="Such as cpu or cuda; by default cuda where there is one.")
     ] = None,
 ) -> None:
-    """Train SASRec from a store: the student, its base (--no-distill), or both (--compare)."""
+    """Train a student from a store: distilled, its base (--no-distill), or both (--compare)."""
     check_finite(
         kd_weight=kd_weight,
         tau=tau,
@@ -142,10 +155,8 @@ def fit_command(
         dropout=dropout,
         cache_limit=cache_limit,
     )
-    if hidden % heads:
-        raise UsageError(
-            f"--hidden {hidden} is not a multiple of --heads {heads}.", code="fit.bad_sizes"
-        )
+    kind_of_student = find_student(student)
+    config = configuration(context, kind_of_student, preset)
     if compare and not distill:
         raise UsageError(
             "--compare trains the base and the student, --no-distill the base alone; leave one away.",
@@ -167,7 +178,6 @@ def fit_command(
         torch.set_num_threads(threads)
     store = _store(cache, "kd-student fit", int(cache_limit * 1e9))
     root = out or Path("runs") / store.path.resolve().name
-    config = SASRecConfig(hidden=hidden, layers=layers, heads=heads, inner=inner, dropout=dropout)
     base = TrainSettings(
         kd_weight=kd_weight,
         kl=kl,
@@ -175,8 +185,8 @@ def fit_command(
         epochs_per_stage=epochs_per_stage,
         epochs=epochs,
         patience=patience,
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
+        learning_rate=preset_value(context, preset, "learning_rate"),
+        weight_decay=preset_value(context, preset, "weight_decay"),
         amp=device.startswith("cuda"),
         batch_size=batch_size or (store.plan.batch_size if fresh_batches else 0),
     )
@@ -211,12 +221,12 @@ def fit_command(
     runs: dict[str, list[Run]] = {}
     for kind, readers, settings in kinds:
         for number in range(seed, seed + seeds):
-            folder = root / f"sasrec-{kind}" / f"seed-{number}"
+            folder = root / f"{student}-{kind}" / f"seed-{number}"
             label = f"{kind} seed {number}" if seeds > 1 else kind
             one = replace(settings, seed=number)
-            run = _fit_one(store, readers, folder, label, config, one, device)
+            run = _fit_one(store, readers, folder, label, config, one, device, student)
             runs.setdefault(kind, []).append(run)
-    _print(store, runs)
+    _print(store, runs, kind_of_student)
     stores = list(Path("cache").glob("*/plan"))
     which = "" if stores == [store.path / "plan"] else f" --cache {store.label}"
     console.hint(f"kd-student evaluate {run.folder}{which}")
@@ -236,12 +246,8 @@ def evaluate(
     """Rank all items for every user with a trained student and print Recall and NDCG."""
     store = _store(cache, "kd-student evaluate", LIMIT)
     model = load_student(run, store)
-    ranks = rank_histories(
-        model.encode,
-        model.item_table(),
-        store.dataset,
-        store.dataset.held_out(part),
-        mask_history=mask_history,
+    ranks = rank_student(
+        model, store.dataset, store.dataset.held_out(part), mask_history=mask_history
     )
     metrics = metrics_of_ranks(ranks)
     protocol = "history masked" if mask_history else "history not masked"
@@ -293,9 +299,10 @@ def _fit_one(
     readers: Sequence[Reader],
     folder: Path,
     label: str,
-    config: SASRecConfig,
+    config: Any,
     settings: TrainSettings,
     device: str,
+    student: str,
 ) -> Run:
     before, began = standing(folder), time.monotonic()
     if before == "begun":
@@ -320,6 +327,7 @@ def _fit_one(
             folder,
             config,
             settings,
+            student=student,
             device=device,
             watch=watch,
             on_step=lambda done, total: report(done, total, speed),
@@ -332,7 +340,7 @@ def _fit_one(
     return run
 
 
-def _print(store: Store, runs: dict[str, list[Run]]) -> None:
+def _print(store: Store, runs: dict[str, list[Run]], student: StudentKind) -> None:
     """A row a metric: mean and spread over seeds, and with two kinds what the second gained."""
     both = len(runs) == 2
     picked = [np.array([run.record["validation"]["ndcg@10"] for run in r]) for r in runs.values()]
@@ -354,7 +362,7 @@ def _print(store: Store, runs: dict[str, list[Run]]) -> None:
         legend.insert(0, f"mean ± standard deviation of {len(some)} seeds")
     console.table(
         f"{store.label}: {_task(store, 'test', len(some[0].test_ranks))}",
-        ["", *(f"SASRec {kind}" for kind in runs), *(["change", "p"] if both else [])],
+        ["", *(f"{student.title} {kind}" for kind in runs), *(["change", "p"] if both else [])],
         rows,
         caption="; ".join(legend),
     )

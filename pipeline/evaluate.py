@@ -16,8 +16,9 @@ from torch import Tensor
 from cache.dataset import Dataset, Ints
 from cache.errors import TeacherError
 from encoder.packed import Packed
+from student.protocol import AnyStudent, Student
 
-__all__ = ["rank_histories", "ranks_of_targets"]
+__all__ = ["rank_histories", "rank_student", "ranks_of_targets"]
 
 _BLOCK_ENTRIES = 1 << 21
 _ENCODE = 4096
@@ -45,22 +46,40 @@ def ranks_of_targets(
     Raises:
         TeacherError: ``model.not_finite`` where a target's score is NaN.
     """
-    block = max(1, _BLOCK_ENTRIES // max(len(items_VD), 1))
+    block = _block(len(items_VD))
     buffer = torch.empty(
         (min(block, len(users_nD)), len(items_VD)), dtype=users_nD.dtype, device=users_nD.device
     )
     across = items_VD.T
-    ranks = torch.empty(len(users_nD), dtype=torch.int64, device=users_nD.device)
-    for start in range(0, len(users_nD), block):
-        rows = users_nD[start : start + block]
+
+    def score(start: int, stop: int) -> Tensor:
+        rows = users_nD[start:stop]
         scores = buffer[: len(rows)]
         if bias_V is None:
-            torch.mm(rows, across, out=scores)
-        else:
-            torch.addmm(bias_V, rows, across, out=scores)
+            return torch.mm(rows, across, out=scores)
+        return torch.addmm(bias_V, rows, across, out=scores)
+
+    return _ranks(score, block, targets_n, masked)
+
+
+def _block(num_items: int) -> int:
+    """Users whose scores of all items are in memory at a time."""
+    return max(1, _BLOCK_ENTRIES // max(num_items, 1))
+
+
+def _ranks(
+    score: Callable[[int, int], Tensor],
+    block: int,
+    targets_n: Tensor,
+    masked: Callable[[int, int], tuple[Tensor, Tensor]] | None,
+) -> NDArray[np.int64]:
+    """As :func:`ranks_of_targets`; `score(start, stop)` are these users' scores of all items, to be written over."""
+    ranks = torch.empty(len(targets_n), dtype=torch.int64, device=targets_n.device)
+    for start in range(0, len(targets_n), block):
+        scores = score(start, min(start + block, len(targets_n)))
         target = scores.gather(1, targets_n[start : start + block, None])
         if masked is not None:
-            where, what = masked(start, start + len(rows))
+            where, what = masked(start, start + len(scores))
             scores[where, what] = -torch.inf
             scores.scatter_(1, targets_n[start : start + block, None], target)
         # in place and summed as floats: exact up to 2^24 items, and one pass of memory less
@@ -92,17 +111,75 @@ def rank_histories(
         held_out: (users, ends) as `dataset.held_out` gives them.
         mask_history: the other protocol: items of the whole history, however long, are not ranked.
     """
-    users, ends = held_out
+    users, ends, order = _by_length(dataset, held_out)
     device = items_VD.device
-    # like lengths together: fewer and fuller rectangles
-    order = np.argsort(np.minimum(ends, dataset.max_length), kind="stable")
-    users, ends = users[order], ends[order]
     vectors = [
-        encode(Packed.of(*dataset.histories(users[s : s + _ENCODE], ends[s : s + _ENCODE]), device))
+        encode(_packed(dataset, users[s : s + _ENCODE], ends[s : s + _ENCODE], device))
         for s in range(0, len(users), _ENCODE)
     ]
     if not vectors:
         return np.empty(0, np.int64)
+    ranks = np.empty(len(users), np.int64)
+    ranks[order] = ranks_of_targets(
+        torch.cat(vectors),
+        items_VD,
+        _targets(dataset, users, ends, device),
+        bias_V=bias_V,
+        masked=_histories(dataset, users, ends, device) if mask_history else None,
+    )
+    return ranks
+
+
+@torch.inference_mode()
+def rank_student(
+    model: AnyStudent,
+    dataset: Dataset,
+    held_out: tuple[Ints, Ints],
+    *,
+    mask_history: bool = False,
+    device: torch.device | str = "cpu",
+) -> NDArray[np.int64]:
+    """Ranks of the held-out targets, whichever way the student scores; as :func:`rank_histories`."""
+    if isinstance(model, Student):
+        return rank_histories(
+            model.encode, model.item_table(), dataset, held_out, mask_history=mask_history
+        )
+    users, ends, order = _by_length(dataset, held_out)
+
+    def score(start: int, stop: int) -> Tensor:
+        return model.logits(_packed(dataset, users[start:stop], ends[start:stop], device)).clone()
+
+    ranks = np.empty(len(users), np.int64)
+    ranks[order] = _ranks(
+        score,
+        _block(dataset.num_items),
+        _targets(dataset, users, ends, device),
+        _histories(dataset, users, ends, device) if mask_history else None,
+    )
+    return ranks
+
+
+def _by_length(
+    dataset: Dataset, held_out: tuple[Ints, Ints]
+) -> tuple[Ints, Ints, NDArray[np.int64]]:
+    """(users, ends, where they stood), like lengths together: fewer and fuller rectangles."""
+    users, ends = held_out
+    order = np.argsort(np.minimum(ends, dataset.max_length), kind="stable")
+    return users[order], ends[order], order
+
+
+def _packed(dataset: Dataset, users: Ints, ends: Ints, device: torch.device | str) -> Packed:
+    return Packed.of(*dataset.histories(users, ends), device, users=users)
+
+
+def _targets(dataset: Dataset, users: Ints, ends: Ints, device: torch.device | str) -> Tensor:
+    return torch.from_numpy(dataset.targets(users, ends).astype(np.int64)).to(device)
+
+
+def _histories(
+    dataset: Dataset, users: Ints, ends: Ints, device: torch.device | str
+) -> Callable[[int, int], tuple[Tensor, Tensor]]:
+    """What may not be recommended to users start..stop: (row within the block, item) of their whole histories."""
 
     def masked(start: int, stop: int) -> tuple[Tensor, Tensor]:
         whole = [
@@ -113,12 +190,4 @@ def rank_histories(
         items = np.concatenate(whole).astype(np.int64)
         return torch.from_numpy(rows).to(device), torch.from_numpy(items).to(device)
 
-    ranks = np.empty(len(users), np.int64)
-    ranks[order] = ranks_of_targets(
-        torch.cat(vectors),
-        items_VD,
-        torch.from_numpy(dataset.targets(users, ends).astype(np.int64)).to(device),
-        bias_V=bias_V,
-        masked=masked if mask_history else None,
-    )
-    return ranks
+    return masked

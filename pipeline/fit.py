@@ -27,10 +27,11 @@ from cache.factors import FactorReader
 from cache.scores import ScoreReader
 from cache.store import Store
 from encoder.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
-from pipeline.evaluate import rank_histories
+from pipeline.evaluate import rank_student
 from pipeline.metrics import Metrics, metrics_of_ranks
 from student.loop import RunState, TrainSettings, make_optimizer, train
-from student.sasrec import SASRec, SASRecConfig
+from student.protocol import AnyStudent
+from student.registry import find_student
 
 __all__ = ["Run", "Standing", "Watch", "fit", "load_student", "standing"]
 
@@ -69,9 +70,10 @@ def fit(
     store: Store,
     readers: Sequence[ScoreReader | FactorReader],
     folder: Path,
-    config: SASRecConfig,
+    config: Any,
     settings: TrainSettings,
     *,
+    student: str = "sasrec",
     device: str = "cpu",
     watch: Watch = lambda state, rate: None,
     on_step: Callable[[float, int], None] = lambda done, total: None,
@@ -80,16 +82,20 @@ def fit(
 
     Args:
         readers: the teachers' score sets or factor sets; empty for the base model.
+        config: the student's own; the longest history is the dataset's.
+        student: its name in student/registry.py.
         on_step: told (epochs done, epochs at most).
 
     Raises:
         StoreError: ``run.foreign`` or ``checkpoint.foreign`` for a run of other settings, naming what differs;
             ``run.damaged``, ``checkpoint.damaged``; a score set that is damaged.
         DiskError: the folder cannot be written to.
+        UsageError: ``student.unknown``, ``student.bad_plugin``.
     """
-    dataset, plan = store.dataset, store.plan
-    config = replace(config, max_length=dataset.max_length)
-    identity = _identity(store, readers, config, settings)
+    dataset, plan, kind = store.dataset, store.plan, find_student(student)
+    if "max_length" in kind.fields:
+        config = replace(config, max_length=dataset.max_length)
+    identity = _identity(store, readers, config, settings, student)
     checkpoint = folder / _CHECKPOINT
     if (folder / _RECORD).is_file():
         run = _finished(folder, identity)
@@ -99,7 +105,7 @@ def fit(
     if folder.is_dir():
         sweep(folder)
     torch.manual_seed(settings.seed)
-    model = SASRec(config, dataset.num_items).to(device)
+    model = kind.make(config, dataset).to(device)
     optimizer = make_optimizer(model, settings)
     state = RunState()
     if checkpoint.is_file():
@@ -109,7 +115,7 @@ def fit(
 
     def ranks(part: Any) -> NDArray[np.int64]:
         model.eval()
-        return rank_histories(model.encode, model.item_table(), dataset, dataset.held_out(part))
+        return rank_student(model, dataset, dataset.held_out(part), device=device)
 
     began = time.perf_counter()
 
@@ -149,7 +155,7 @@ def fit(
     }
     buffer = io.BytesIO()
     np.save(buffer, test_ranks.astype(np.int32), allow_pickle=False)
-    card = {"student": "sasrec", "config": asdict(config), "dataset": dataset.digest}
+    card = {"student": student, "config": asdict(config), "dataset": dataset.digest}
     save_weights(folder / _MODEL, state.best_weights, card | {"items": dataset.num_items})
     put(folder / _RANKS, buffer.getbuffer())
     record["files"] = {name: sha256_file(folder / name) for name in (_MODEL, _RANKS)}
@@ -158,11 +164,12 @@ def fit(
     return _finished(folder, identity)
 
 
-def load_student(folder: Path, store: Store) -> SASRec:
-    """The trained student of a run, for the dataset it was trained on.
+def load_student(folder: Path, store: Store) -> AnyStudent:
+    """The trained student of a run, for the dataset it was trained on; a torch.nn.Module in eval mode.
 
     Raises:
-        StoreError: ``model.foreign`` for another dataset, naming both digests.
+        StoreError: ``model.foreign`` for another dataset, naming both digests; ``model.unknown``.
+        UsageError: ``run.missing``; ``student.unknown`` for one of a package that is not here.
     """
     path = folder / _MODEL
     if not path.is_file():
@@ -170,7 +177,7 @@ def load_student(folder: Path, store: Store) -> SASRec:
         remedy = f"one is {below[0].parent}" if below else "train one with `kd-student fit`"
         raise UsageError(f"{folder}: holds no finished run; {remedy}.", code="run.missing")
     weights, card = load_weights(path)
-    if not {"dataset", "config", "items"} <= card.keys():
+    if not {"dataset", "config", "student"} <= card.keys():
         raise StoreError(
             f"{path}: holds weights, but not those of a student; name a folder that `kd-student fit` "
             "made.",
@@ -182,9 +189,16 @@ def load_student(folder: Path, store: Store) -> SASRec:
             f"{store.dataset.digest[:19]}; name its own store with --cache.",
             code="model.foreign",
         )
-    model = SASRec(SASRecConfig(**card["config"]), card["items"])
-    model.load_state_dict(weights)
-    return model.eval()
+    kind = find_student(card["student"])
+    try:
+        model: AnyStudent = kind.make(kind.config(**card["config"]), store.dataset).eval()
+        model.load_state_dict(weights)  # type: ignore[union-attr]  # a torch.nn.Module too
+    except (TypeError, RuntimeError) as error:
+        raise StoreError(
+            f"{path}: does not fit the {kind.name} of this version; train it again.",
+            code="model.unknown",
+        ) from error
+    return model
 
 
 def standing(folder: Path) -> Standing:
@@ -240,14 +254,17 @@ def _damaged(path: Path) -> StoreError:
 def _identity(
     store: Store,
     readers: Sequence[ScoreReader | FactorReader],
-    config: SASRecConfig,
+    config: Any,
     settings: TrainSettings,
+    student: str,
 ) -> dict[str, Any]:
     """Everything that decides the weights, flat, as JSON values: what a resumed run must share."""
     values = {
         "dataset": store.dataset.digest,
         "plan": store.plan.digest,
         **{f"{reader.manifest.kind}.{reader.name}": reader.digest for reader in readers},
+        # unnamed, it is a SASRec: runs of before there were others stay valid
+        **({} if student == "sasrec" else {"student": student}),
         **{f"student.{key}": value for key, value in asdict(config).items()},
         **{f"train.{key}": value for key, value in asdict(settings).items() if key != "join"},
     }

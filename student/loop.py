@@ -21,8 +21,8 @@ from cache.errors import TeacherError, UsageError
 from cache.plan import Plan
 from encoder.dropout import seed_step
 from student.batches import Batches, FreshBatches, instances_of
-from student.losses import Direction, fused_loss
-from student.protocol import Student
+from student.losses import Direction, cross_entropy, distillation_loss, fused_loss
+from student.protocol import AnyStudent, OwnLoss, Scorer, Student
 from student.targets import JoinSettings, Prepared, Scores, prepared
 
 __all__ = [
@@ -65,7 +65,7 @@ class EpochRecord:
     epoch: int
     stage: str  #: "stage 2/4", "round 1", or "fresh" for all instances in fresh batches
     instances: int
-    ce: float  #: mean cross-entropy, nats
+    ce: float  #: mean cross-entropy, or the student's own loss, nats
     kd: float  #: mean divergence, nats
     validation: float  #: NDCG@10
 
@@ -134,9 +134,13 @@ def epoch_batches(
 
 
 def step_loss(
-    model: Student, batch: Prepared, settings: TrainSettings, workspace: Tensor | None = None
+    model: AnyStudent, batch: Prepared, settings: TrainSettings, workspace: Tensor | None = None
 ) -> tuple[Tensor, ...]:
-    """(total, cross-entropy, divergence) of one batch, eqs. 6-10; `workspace` as `fused_loss` has it."""
+    """(total, base loss, divergence) of one batch, eqs. 6-10; `workspace` as `fused_loss` has it."""
+    if isinstance(model, OwnLoss):
+        return _sum(*model.own_loss(batch, logits=batch.target is not None), batch, settings)
+    if not isinstance(model, Student):
+        return _sum(*_cross_entropy(model, batch, settings), batch, settings)
     users_TD = model.encode(batch.packed)
     table_VD = model.item_table()
     in_batch = settings.ce == "in-batch"
@@ -161,6 +165,33 @@ def step_loss(
     )
 
 
+def _cross_entropy(
+    model: Scorer, batch: Prepared, settings: TrainSettings
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of scores that are no dot products, and those that the target has columns for."""
+    if settings.ce == "in-batch":
+        logits_TC = model.logits(batch.packed, batch.items_C).float()
+        return cross_entropy(logits_TC, batch.columns_T), logits_TC
+    logits_TV = model.logits(batch.packed).float()
+    loss = cross_entropy(logits_TV, batch.rows_T)
+    if batch.target is not None and batch.target.all_items:
+        return loss, logits_TV
+    return loss, logits_TV.index_select(1, batch.items_C)
+
+
+def _sum(
+    base: Tensor, logits_TC: Tensor | None, batch: Prepared, settings: TrainSettings
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Eq. 10 from a base loss and logits."""
+    base = base.float()
+    if batch.target is None:
+        return base, base.detach(), base.new_zeros(())
+    if logits_TC is None:  # never on with the base loss alone
+        raise TypeError("own_loss gave no logits though they were asked for")
+    kd = distillation_loss(logits_TC.float(), batch.target.q_TC, settings.kl)
+    return base + settings.kd_weight * kd, base.detach(), kd.detach()
+
+
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Adam:
     """Adam, all parameters in one fused kernel."""
     return torch.optim.Adam(
@@ -172,7 +203,7 @@ def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Ada
 
 
 def train(
-    model: Student,
+    model: AnyStudent,
     dataset: Dataset,
     plan: Plan,
     readers: Sequence[Scores],
@@ -195,10 +226,21 @@ def train(
 
     Raises:
         TeacherError: ``model.not_finite`` when the loss is no number.
+        UsageError: ``fit.own_loss`` for an in-batch cross-entropy of a student that has none.
         StoreError: a score set that is damaged or does not fit.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"a torch.nn.Module expected, found {type(model).__name__}")
+    if isinstance(model, OwnLoss) and settings.ce != "full":
+        raise UsageError(
+            f"--ce {settings.ce}: {type(model).__name__} is trained by a loss of its own; leave it away.",
+            code="fit.own_loss",
+        )
+    if isinstance(model, OwnLoss) and settings.join and settings.join.items == "all":
+        raise UsageError(
+            f"--kd-items all: {type(model).__name__} scores the items of a batch alone; leave it away.",
+            code="fit.own_loss",
+        )
     state = state or RunState()
     optimizer = optimizer or make_optimizer(model, settings)
     staged = plan.num_buckets * settings.epochs_per_stage if settings.curriculum else 0

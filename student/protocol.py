@@ -1,25 +1,52 @@
 """What a model must offer to be trained from a score store and ranked.
 
-Structural: a `torch.nn.Module` with these methods is a student, whoever wrote it.
-Legend: B histories, D width, V items.
+Structural: a `torch.nn.Module` with these methods is a student, whoever wrote it. It scores in one of two ways: by vectors
+(`Student`) or, where a score is no dot product, by itself (`Scorer`). Its base loss is the cross-entropy over all items,
+unless it brings its own (`OwnLoss`). Legend: B histories, T slots, C columns of a batch, D width, V items.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
 
 from encoder.packed import Packed
 
-__all__ = ["Student"]
+if TYPE_CHECKING:
+    from student.targets import Prepared
+
+__all__ = ["AnyStudent", "OwnLoss", "Scorer", "Student"]
 
 
+@runtime_checkable
 class Student(Protocol):
     """A ranking model whose score of an item is a dot product: `encode(histories) @ item_table().T`."""
 
     def encode(self, packed: Packed) -> Tensor:
-        """[B, D] one vector for each history."""
+        """[B, D] one vector for each history; `packed.users` says whose they are."""
 
     def item_table(self) -> Tensor:
         """[V, D] one vector for each item, differentiable."""
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """A ranking model with any other score."""
+
+    def logits(self, packed: Packed, items_C: Tensor | None = None) -> Tensor:
+        """[B, C] scores of these item rows, or [B, V] of all items; differentiable, of any scale."""
+
+
+@runtime_checkable
+class OwnLoss(Protocol):
+    """A student that is not trained by a cross-entropy over all items: either kind may bring this."""
+
+    def own_loss(self, batch: Prepared, *, logits: bool) -> tuple[Tensor, Tensor | None]:
+        """The base model's loss, a mean in nats, and the logits [T, C] of the batch's columns if `logits`.
+
+        Both at once, so that what they share is computed once. Randomness comes from torch's default generator.
+        """
+
+
+AnyStudent: TypeAlias = Student | Scorer

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from cache.dataset import Dataset
 from encoder.dropout import Dropout
 from encoder.packed import Packed
 from encoder.transformer import CausalTransformer
 
-__all__ = ["SASRec", "SASRecConfig"]
+__all__ = ["SASRec", "SASRecConfig", "make"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +64,11 @@ class SASRec(nn.Module):
     def item_table(self) -> Tensor:
         """[V, D]."""
         return self.item_embedding.weight
+
+
+def make(config: SASRecConfig, dataset: Dataset) -> SASRec:
+    """A new one for a dataset."""
+    return SASRec(config, dataset.num_items)
 
 
 def _init(module: nn.Module) -> None:

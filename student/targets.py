@@ -308,7 +308,7 @@ def _prepare(
     columns_T = _index(batch.columns)
     return Prepared(
         slots=len(batch.instances),
-        packed=Packed.of(*dataset.histories(batch.users, batch.ends), device),
+        packed=Packed.of(*dataset.histories(batch.users, batch.ends), device, users=batch.users),
         items_C=sent(items_C, device),
         columns_T=sent(columns_T, device),
         rows_T=sent(items_C[columns_T], device),

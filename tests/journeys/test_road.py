@@ -129,6 +129,18 @@ def test_the_base_needs_no_teacher(home: Path) -> None:
     assert [path.name for path in (home / "alone").iterdir()] == ["sasrec-base"]
 
 
+def test_another_student_learns_from_the_same_store_and_is_judged(home: Path) -> None:
+    done = quick(home, f"{FIT} --student gru4rec --compare --inner 12")
+    assert cells(done.out)[0] == ["", "GRU4Rec base", "GRU4Rec distilled", "change", "p"]
+    run = "runs/toys/gru4rec-distilled/seed-0"
+    assert done.lines[-1] == f"next: kd-student evaluate {run}"
+    identity = record(home / run)["identity"]
+    assert [identity["student"], identity["student.inner"]] == ["gru4rec", 12]
+    found = printed(quick(home, f"kd-student evaluate {run}").out)["test"]
+    for metric, value in record(home / run)["test"].items():
+        assert found[metric] == pytest.approx(value, abs=5e-5)
+
+
 def test_evaluate_finds_again_what_fit_found(road: Road) -> None:
     line = "kd-student evaluate runs/toys/sasrec-distilled/seed-0"
     found = record(road.run)

@@ -1,0 +1,110 @@
+"""Options of `kd-student fit` that say which student and how large: which student knows them, what they come to.
+
+One command line serves all students. What is given wins over `--preset`, and that over the student's canonical default. An
+option that a student does not know is refused when it was typed; a default in kd.toml is for those students that know it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+import typer
+
+from cache.errors import UsageError
+from student.registry import BUILT_IN, StudentKind
+
+__all__ = [
+    "DropoutOption",
+    "HeadsOption",
+    "HiddenOption",
+    "InnerOption",
+    "LayersOption",
+    "Preset",
+    "PresetOption",
+    "StudentOption",
+    "configuration",
+    "preset_value",
+]
+
+Preset: TypeAlias = Literal["paper"]
+
+StudentOption = Annotated[
+    str, typer.Option(help=f"Which student: {', '.join(BUILT_IN)}, or a plug-in's name.")
+]
+PresetOption = Annotated[
+    Preset | None,
+    typer.Option(help="paper: 300 wide, 2 layers, 2 heads, dropout 0.1, weight decay 1e-5."),
+]
+HiddenOption = Annotated[
+    int | None, typer.Option(help="Width of the item vectors; default the student's own.", min=1)
+]
+LayersOption = Annotated[
+    int | None, typer.Option(help="Blocks or layers; default the student's own.", min=1)
+]
+HeadsOption = Annotated[
+    int | None, typer.Option(help="Attention heads; default the student's own.", min=1)
+]
+InnerOption = Annotated[
+    int | None,
+    typer.Option(help="Width inside blocks or layers; default the student's own.", min=1),
+]
+DropoutOption = Annotated[
+    float | None, typer.Option(help="Dropout rate; default the student's own.", min=0, max=0.99)
+]
+
+_SIZES = ("hidden", "layers", "heads", "inner", "dropout")
+#: section 4.1.4 of the paper; the batch size is the plan's
+_PRESETS: dict[Preset, dict[str, Any]] = {
+    "paper": {
+        "hidden": 300,
+        "layers": 2,
+        "heads": 2,
+        "dropout": 0.1,
+        "learning_rate": 1e-3,
+        "weight_decay": 1e-5,
+    }
+}
+
+
+def configuration(context: typer.Context, kind: StudentKind, preset: Preset | None) -> Any:
+    """The student's configuration, from the command's parameters.
+
+    Raises:
+        UsageError: ``fit.other_option``, ``fit.bad_sizes``.
+    """
+    given = {name: context.params[name] for name in _SIZES}
+    for name in given.keys() - kind.fields:
+        if _source(context, name) == "COMMANDLINE":
+            knows = sorted(kind.fields.intersection(_SIZES))
+            raise UsageError(
+                f"--{name} means nothing to {kind.name}, which knows "
+                f"{', '.join(f'--{one}' for one in knows) or 'no such option'}; leave it away.",
+                code="fit.other_option",
+            )
+    values = {
+        name: value
+        for name, value in (_PRESETS[preset] if preset else {}).items()
+        if name in kind.fields.intersection(_SIZES)
+    }
+    values |= {
+        name: value for name, value in given.items() if value is not None and name in kind.fields
+    }
+    config = kind.config(**values)
+    if {"hidden", "heads"} <= kind.fields and config.hidden % config.heads:
+        raise UsageError(
+            f"--hidden {config.hidden} is not a multiple of --heads {config.heads}.",
+            code="fit.bad_sizes",
+        )
+    return config
+
+
+def preset_value(context: typer.Context, preset: Preset | None, name: str) -> Any:
+    """What a parameter comes to that every student knows."""
+    if preset and _source(context, name) == "DEFAULT":
+        return _PRESETS[preset].get(name, context.params[name])
+    return context.params[name]
+
+
+def _source(context: typer.Context, name: str) -> str | None:
+    source = context.get_parameter_source(name)
+    return source.name if source else None

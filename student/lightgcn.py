@@ -1,0 +1,143 @@
+"""LightGCN (arXiv 2002.02126) as RecBole has it: embeddings smoothed over the graph of users and items, trained by BPR.
+
+No sequence: a user has one vector, whatever the history. Several instances of one user in a batch have the same scores,
+while their teachers' differ; distilling then learns the mean of what the teachers said. The graph is that of the training
+parts, each pair once; it is made from the dataset and not saved. Every step smooths the whole graph: 4 passes over its
+pairs at 2 layers. Legend: U users, V items, D width, B histories, T slots, C columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from cache.dataset import Dataset
+from encoder.packed import Packed
+from student.fields import whose
+from student.interactions import Negatives, training_pairs
+from student.targets import Prepared
+
+__all__ = ["LightGCN", "LightGCNConfig", "make"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LightGCNConfig:
+    """Sizes and rates; the defaults are RecBole's."""
+
+    hidden: int = 64  #: D
+    layers: int = 2  #: how often a vector is replaced by its neighbours'
+    reg_weight: float = 1e-5  #: of the squared norms of the embeddings that a batch touches
+
+
+class LightGCN(nn.Module):
+    """The model; 64 * (U + V) parameters at the default sizes.
+
+    Args:
+        config: sizes and rates.
+        dataset: whose training parts are the graph.
+    """
+
+    graph_UV: Tensor
+    graph_VU: Tensor
+
+    def __init__(self, config: LightGCNConfig, dataset: Dataset) -> None:
+        super().__init__()
+        self.config = config
+        self.user_embedding = nn.Embedding(dataset.num_users, config.hidden)
+        self.item_embedding = nn.Embedding(dataset.num_items, config.hidden)
+        nn.init.xavier_uniform_(self.user_embedding.weight)
+        nn.init.xavier_uniform_(self.item_embedding.weight)
+        self.negatives = Negatives(dataset)
+        graph_UV = _graph(dataset)
+        self.register_buffer("graph_UV", graph_UV, persistent=False)
+        self.register_buffer("graph_VU", graph_UV.t().coalesce(), persistent=False)
+
+    def encode(self, packed: Packed) -> Tensor:
+        """[B, D] the vectors of the users whose histories these are.
+
+        Raises:
+            ValueError: nobody said whose they are.
+        """
+        return self._smoothed()[0].index_select(0, whose(packed))
+
+    def item_table(self) -> Tensor:
+        """[V, D]."""
+        return self._smoothed()[1]
+
+    def own_loss(self, batch: Prepared, *, logits: bool) -> tuple[Tensor, Tensor | None]:
+        """BPR against one item that the user never met, plus the regulariser; and the logits [T, C]."""
+        users_T, rows_T = whose(batch.packed), batch.rows_T
+        negatives_T = self.negatives(users_T)
+        users_UD, items_VD = self._smoothed()
+        users_TD = users_UD.index_select(0, users_T)
+        gap_TD = items_VD.index_select(0, rows_T) - items_VD.index_select(0, negatives_T)
+        bpr = F.softplus(-(users_TD * gap_TD).sum(dim=1)).mean()
+        touched = (
+            self.user_embedding(users_T),
+            self.item_embedding(rows_T),
+            self.item_embedding(negatives_T),
+        )
+        squares = torch.stack([one.square().sum() for one in touched]).sum()
+        base = bpr + self.config.reg_weight * squares / (2 * len(users_T))
+        if not logits:
+            return base, None
+        return base, users_TD @ items_VD.index_select(0, batch.items_C).T
+
+    def _smoothed(self) -> tuple[Tensor, Tensor]:
+        """[U, D] and [V, D]: means over 0..layers smoothings."""
+        users, items = self.user_embedding.weight, self.item_embedding.weight
+        users_UD, items_VD = users, items
+        with torch.autocast(users.device.type, enabled=False):
+            for _ in range(self.config.layers):
+                users, items = (
+                    _product(self.graph_UV, self.graph_VU, items),
+                    _product(self.graph_VU, self.graph_UV, users),
+                )
+                users_UD, items_VD = users_UD + users, items_VD + items
+        count = self.config.layers + 1
+        return users_UD / count, items_VD / count
+
+
+def make(config: LightGCNConfig, dataset: Dataset) -> LightGCN:
+    """A new one for a dataset."""
+    return LightGCN(config, dataset)
+
+
+def _product(a: Tensor, at: Tensor, x: Tensor) -> Tensor:
+    out: Tensor = _Product.apply(a, at, x)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Product(torch.autograd.Function):
+    """A constant sparse matrix times a dense one; its transpose is at hand for the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, at: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(at)
+        out: Tensor = torch.sparse.mm(a, x)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (at,) = ctx.saved_tensors
+        return None, None, torch.sparse.mm(at, gradient[0])
+
+
+def _graph(dataset: Dataset) -> Tensor:
+    """[U, V] sparse: 1 / sqrt(neighbours of the user * neighbours of the item) where they met."""
+    users, items = training_pairs(dataset)
+    degrees = (np.bincount(users)[users] * np.bincount(items)[items]).astype(np.float64)
+    return torch.sparse_coo_tensor(
+        torch.from_numpy(np.stack([users, items])),
+        torch.from_numpy((1 / np.sqrt(degrees)).astype(np.float32)),
+        (dataset.num_users, dataset.num_items),
+        is_coalesced=True,
+        check_invariants=True,
+    )

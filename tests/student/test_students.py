@@ -1,0 +1,141 @@
+"""What every built-in student must do: learn, hear its teachers, be saved, loaded and judged, and go on after a kill."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from cache.store import Store
+from pipeline.evaluate import rank_student
+from pipeline.fit import load_student
+from pipeline.metrics import metrics_of_ranks
+from student.loop import TrainSettings, step_loss
+from student.protocol import Scorer, Student
+from student.registry import find_student
+from tests.fakes import tree
+from tests.student.small import NAMES, first_batch, made, packed, shop, trained
+
+STILL = {"dropout": 0.0, "hidden": 16}  # what is learnt is seen within a few epochs
+
+every_student = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return shop(tmp_path_factory.mktemp("shop") / "store")
+
+
+@every_student
+def test_it_learns_without_teachers_and_is_judged_again_as_it_was(
+    store: Store, tmp_path: Path, name: str
+) -> None:
+    run = trained(store, tmp_path / "run", name, sizes=STILL, epochs=7, learning_rate=0.01)
+    first, *_, last = run.record["history"]
+    assert last["ce"] < first["ce"] * 0.95
+    assert {epoch["kd"] for epoch in run.record["history"]} == {0.0}
+    model = load_student(run.folder, store)
+    assert isinstance(model, nn.Module)
+    assert not model.training
+    ranks = rank_student(model, store.dataset, store.dataset.held_out("test"))
+    assert np.array_equal(ranks, run.test_ranks)
+    assert metrics_of_ranks(ranks) == run.test
+
+
+@every_student
+def test_it_hears_its_teachers(store: Store, tmp_path: Path, name: str) -> None:
+    common: dict[str, Any] = {"teachers": 2, "epochs": 5, "learning_rate": 0.03, "sizes": STILL}
+    taught = trained(store, tmp_path / "taught", name, **common).record["history"]
+    deaf = trained(store, tmp_path / "deaf", name, kd_weight=0.0, **common).record["history"]
+    assert taught[-1]["kd"] < taught[0]["kd"]
+    assert taught[-1]["kd"] < deaf[-1]["kd"]
+
+
+@every_student
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(
+    store: Store, tmp_path: Path, name: str
+) -> None:
+    for folder, seed in (("a", 3), ("b", 3), ("c", 4)):
+        torch.manual_seed(len(folder) + seed)  # nobody's generator has a say
+        trained(store, tmp_path / folder, name, teachers=1, epochs=2, seed=seed)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    weights = [(tmp_path / one / "model.safetensors").read_bytes() for one in "ac"]
+    assert weights[0] != weights[1]
+
+
+@every_student
+@pytest.mark.parametrize("teachers", [0, 2])
+def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
+    store: Store, tmp_path: Path, name: str, teachers: int
+) -> None:
+    trained(store, tmp_path / "whole", name, teachers=teachers, epochs=4)
+    for epochs in (1, 3):
+        with pytest.raises(KeyboardInterrupt):
+            trained(store, tmp_path / "cut", name, teachers=teachers, epochs=4, stop_after=epochs)
+        torch.manual_seed(99)
+    trained(store, tmp_path / "cut", name, teachers=teachers, epochs=4)
+    assert tree(tmp_path / "cut") == tree(tmp_path / "whole")
+
+
+@every_student
+@torch.no_grad()
+def test_the_ranking_is_that_of_its_scores(store: Store, name: str) -> None:
+    dataset = store.dataset
+    model = made(name, dataset)
+    users, ends = dataset.held_out("test")
+    found = rank_student(model, dataset, (users, ends))
+    masked = rank_student(model, dataset, (users, ends), mask_history=True)
+    for place, (user, end) in enumerate(zip(users, ends, strict=True)):
+        whole, target = dataset.sequence(user), int(dataset.sequence(user)[end])
+        one = packed([whole[:end][-dataset.max_length :].tolist()], [user])
+        scores = (
+            model.encode(one) @ model.item_table().T
+            if isinstance(model, Student)
+            else model.logits(one)
+        )[0]
+        others = scores.clone()
+        others[target] = -torch.inf
+        gap = (others - scores[target]).abs().min()
+        if gap < 1e-5:  # rounding decides
+            continue
+        assert found[place] == 1 + int((others > scores[target]).sum())
+        others[torch.from_numpy(whole[:end].astype(np.int64))] = -torch.inf
+        assert masked[place] == 1 + int((others > scores[target]).sum())
+
+
+@every_student
+@pytest.mark.parametrize("kl", ["teacher-student", "student-teacher"])
+def test_every_parameter_is_reached_by_a_step(store: Store, name: str, kl: str) -> None:
+    batch = first_batch(store)
+    model = made(name, store.dataset).train()
+    reached: set[str] = set()
+    for draw in range(6):  # students that mask or sample see other items in other steps
+        model.zero_grad()
+        torch.manual_seed(draw)
+        total, base, kd = step_loss(model, batch, TrainSettings(kl=kl))
+        assert total.item() == pytest.approx(base.item() + 5 * kd.item(), rel=1e-5)
+        total.backward()
+        for key, parameter in model.named_parameters():
+            assert parameter.grad is None or parameter.grad.isfinite().all(), key
+            if parameter.grad is not None and parameter.grad.abs().max() > 0:
+                reached.add(key)
+    assert reached == {key for key, _ in model.named_parameters()}
+
+
+@every_student
+def test_it_is_known_by_its_title_and_scores_in_exactly_one_way(store: Store, name: str) -> None:
+    kind = find_student(name)
+    assert kind.title.lower().replace("-", "") == name
+    model = made(name, store.dataset)
+    assert isinstance(model, Student) != isinstance(model, Scorer)
+
+
+@every_student
+def test_what_is_saved_is_what_is_learnt(store: Store, name: str) -> None:
+    # graphs, masks and lists of negatives are made from the dataset again
+    model = made(name, store.dataset)
+    assert model.state_dict().keys() == dict(model.named_parameters()).keys()
