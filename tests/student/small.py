@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,9 +18,9 @@ from encoder.packed import Packed
 from pipeline.fit import Run, fit
 from student.loop import RunState, TrainSettings
 from student.registry import BUILT_IN, find_student
-from student.targets import Prepared, join_settings, prepared
+from student.targets import Items, Prepared, join_settings, prepared
 from tests.fakes import tiny_plan
-from tests.student.known import KnownScores
+from tests.student.known import KnownFactors, KnownScores
 
 __all__ = [
     "NAMES",
@@ -42,6 +44,7 @@ class Answers(KnownScores):
     """Known scores with the digest that a run is identified by."""
 
     digest = "sha256:known"
+    manifest = SimpleNamespace(kind="scores")
 
 
 def packed(histories: list[list[int]], users: list[int] | None = None) -> Packed:
@@ -103,9 +106,14 @@ def made(name: str, dataset: Dataset, *, spread: float = 0.3, seed: int = 0, **m
     return model
 
 
-def first_batch(store: Store, *, teachers: int = 1, index: int = 0) -> Prepared:
-    readers = [Answers(store.plan, name=f"t{k}", seed=k) for k in range(teachers)]
-    join = join_settings(readers) if readers else None
+def first_batch(
+    store: Store, *, teachers: int = 1, index: int = 0, items: Items = "in-batch"
+) -> Prepared:
+    kind: Any = Answers
+    if items == "all":
+        kind = partial(KnownFactors, items=store.dataset.num_items)
+    readers = [kind(store.plan, name=f"t{k}", seed=k) for k in range(teachers)]
+    join = join_settings(readers, items=items) if readers else None
     (batch,) = prepared(store.dataset, store.plan, [index], readers, join)
     return batch
 

@@ -8,16 +8,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from cache.errors import UsageError
 from cache.store import Store
+from encoder.packed import Packed
 from pipeline.evaluate import rank_student
 from pipeline.fit import load_student
 from pipeline.metrics import metrics_of_ranks
-from student.loop import TrainSettings, step_loss
+from student.loop import TrainSettings, step_loss, train
 from student.protocol import Scorer, Student
 from student.registry import find_student
+from student.targets import join_settings
 from tests.fakes import tree
+from tests.student.known import KnownFactors
 from tests.student.small import NAMES, first_batch, made, packed, shop, trained
 
 STILL = {"dropout": 0.0, "hidden": 16}  # what is learnt is seen within a few epochs
@@ -124,6 +128,50 @@ def test_every_parameter_is_reached_by_a_step(store: Store, name: str, kl: str) 
             if parameter.grad is not None and parameter.grad.abs().max() > 0:
                 reached.add(key)
     assert reached == {key for key, _ in model.named_parameters()}
+
+
+class Indirect(nn.Module):
+    """A SASRec that does not say that its scores are dot products."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def logits(self, packed: Packed, items_C: Tensor | None = None) -> Tensor:
+        scores = self.model.encode(packed) @ self.model.item_table().T
+        return scores if items_C is None else scores[:, items_C]
+
+
+@pytest.mark.parametrize("kl", ["teacher-student", "student-teacher"])
+@pytest.mark.parametrize(
+    ("items", "ce"), [("in-batch", "full"), ("in-batch", "in-batch"), ("all", "full")]
+)
+def test_scores_of_any_kind_have_the_loss_of_dot_products(
+    store: Store, kl: Any, items: Any, ce: Any
+) -> None:
+    batch = first_batch(store, teachers=2, items=items)
+    model = made("sasrec", store.dataset)
+    settings = TrainSettings(kl=kl, ce=ce)
+    for one, other in zip(
+        step_loss(model, batch, settings),
+        step_loss(Indirect(model), batch, settings),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_loss_of_ones_own_knows_no_teachers_of_all_items(store: Store) -> None:
+    readers = [KnownFactors(store.plan, items=store.dataset.num_items)]
+    join = join_settings(readers, items="all")
+    with pytest.raises(UsageError, match="--kd-items all: BERT4Rec scores the items of a batch"):
+        train(
+            made("bert4rec", store.dataset),
+            store.dataset,
+            store.plan,
+            readers,
+            TrainSettings(join=join),
+            validate=lambda: 0.0,
+        )
 
 
 @every_student
