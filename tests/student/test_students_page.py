@@ -24,7 +24,7 @@ LOOP, PLUGIN = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = shop(tmp_path_factory.mktemp("shop") / "store")
-    build(store, TableTeacher())
+    build(TableTeacher(), store)
     return Store.open(store.path)
 
 
