@@ -14,6 +14,7 @@ import hashlib
 import mmap
 import threading
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ from numpy.typing import NDArray
 from cache import scores
 from cache.errors import StoreError
 from cache.factor_layout import TABLES, FactorLayout, Halves, Table
-from cache.manifest import Manifest, check_part
-from cache.mapped import ADVICE, map_file
+from cache.manifest import Manifest, check_part, read_manifest
+from cache.mapped import ADVICE, Bring, map_entry
 from cache.plan import Plan
 from cache.score_writer import log_softmax, log_softmax_32
 from cache.scores import check_lineage, sound_teacher
@@ -35,22 +36,35 @@ __all__ = ["FactorReader"]
 class FactorReader:
     """Vectors of one teacher for every instance of a plan and every item. Make one with :meth:`open`."""
 
-    def __init__(self, folder: Path, plan: Plan, manifest: Manifest, layout: FactorLayout) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plan: Plan,
+        manifest: Manifest,
+        layout: FactorLayout,
+        bring: Bring | None = None,
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.layout = layout
         self._plan = plan
-        self._tables = {table: _Vectors(folder, manifest, layout, table) for table in TABLES}
+        self._tables = {table: _Vectors(folder, manifest, layout, table, bring) for table in TABLES}
 
     @classmethod
-    def open(cls, folder: Path, plan: Plan, items: int) -> FactorReader:
+    def open(
+        cls, folder: Path, plan: Plan, items: int, *, bring: Bring | None = None
+    ) -> FactorReader:
         """Open the sealed factor set `folder` over `plan`, whose dataset has so many items.
+
+        Args:
+            bring: asked for each file when it is first touched, where `folder` does not hold them itself.
 
         Raises:
             StoreError: unfinished, files missing, extra or of another size (``store.*``), made over
                 another plan (``scores.foreign``), or not what its own manifest says.
         """
-        manifest = check_part(folder, "factors", deep=False)
+        read = read_manifest if bring else partial(check_part, deep=False)
+        manifest = read(folder, "factors")
         check_lineage(folder, manifest, plan)
         layout = _layout(folder, manifest, plan, items)
         if {entry.path: entry.size for entry in manifest.files} != layout.sizes():
@@ -58,7 +72,7 @@ class FactorReader:
                 f"{folder}: its files are not those that its plan and settings ask for; {ADVICE}.",
                 code="store.inconsistent",
             )
-        return cls(folder, plan, manifest, layout)
+        return cls(folder, plan, manifest, layout, bring)
 
     @property
     def name(self) -> str:
@@ -126,10 +140,15 @@ class _Vectors:
     """One table, its files mapped as they are asked for."""
 
     def __init__(
-        self, folder: Path, manifest: Manifest, layout: FactorLayout, table: Table
+        self,
+        folder: Path,
+        manifest: Manifest,
+        layout: FactorLayout,
+        table: Table,
+        bring: Bring | None,
     ) -> None:
-        self._folder, self._layout, self._table = folder, layout, table
-        self._digests = {entry.path: entry.sha256 for entry in manifest.files}
+        self._folder, self._layout, self._table, self._bring = folder, layout, table, bring
+        self._entries = {entry.path: entry for entry in manifest.files}
         self._most = max(2, scores.MAPPED_BYTES // 2 // layout.size(table, 0))
         self._maps: OrderedDict[int, Halves] = OrderedDict()
         self._verified: dict[int, tuple[int, ...]] = {}
@@ -153,12 +172,12 @@ class _Vectors:
             if vectors_ND is not None:
                 self._maps.move_to_end(number)
                 return vectors_ND
-            path = self._folder / self._layout.path(self._table, number)
-            memory, identity = map_file(path, self._layout.size(self._table, number))
+            entry = self._entries[self._layout.path(self._table, number)]
+            path, memory, identity = map_entry(self._folder, entry, self._bring)
             data = np.frombuffer(memory, np.uint8)
             vectors_ND = self._layout.vectors(data)
             if self._verified.get(number) != identity:
-                self._verify(path, number, memory, vectors_ND)
+                self._verify(path, number, entry.sha256, memory, vectors_ND)
                 self._verified[number] = identity
             _advise(memory, "MADV_RANDOM")  # rows are asked for in random order: no read-ahead
             while len(self._maps) >= self._most:
@@ -166,11 +185,12 @@ class _Vectors:
             self._maps[number] = vectors_ND
             return vectors_ND
 
-    def _verify(self, path: Path, number: int, memory: mmap.mmap, vectors_ND: Halves) -> None:
+    def _verify(
+        self, path: Path, number: int, digest: str, memory: mmap.mmap, vectors_ND: Halves
+    ) -> None:
         _advise(memory, "MADV_WILLNEED")
-        relative = self._layout.path(self._table, number)
         rows = self._layout.file_rows(self._table, number)
-        if f"sha256:{hashlib.sha256(memory).hexdigest()}" != self._digests[relative]:
+        if f"sha256:{hashlib.sha256(memory).hexdigest()}" != digest:
             raise StoreError(
                 f"{path}: its bytes have changed, it holds the vectors of {self._table} {rows[0]} to "
                 f"{rows[-1]}; {ADVICE}.",

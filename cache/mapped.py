@@ -1,26 +1,53 @@
-"""Files of a sealed part, mapped into memory: regular files of the expected size, never links."""
+"""Files of a sealed part, mapped into memory: regular files of the expected size, never links.
+
+Where the store lies elsewhere the files are brought first, one by one, as they are asked for.
+"""
 
 from __future__ import annotations
 
 import mmap
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from cache.atomic import disk_errors
 from cache.errors import StoreError
+from cache.manifest import Entry
 
-__all__ = ["ADVICE", "map_file"]
+__all__ = ["ADVICE", "Bring", "map_entry"]
 
 ADVICE = "restore it from where the store came from, or build that part again"
 
+Bring: TypeAlias = Callable[[Path, Entry], Path]
+"""bring(a set's folder, entry) -> a file that holds the entry's bytes: how a store that lies elsewhere is read."""
 
-def map_file(path: Path, size: int) -> tuple[mmap.mmap, tuple[int, ...]]:
-    """A read-only map of `path`, and what tells this file from one that is put in its place.
+_PATIENCE = 3  # times that a file is brought
+
+
+def map_entry(
+    folder: Path, entry: Entry, bring: Bring | None
+) -> tuple[Path, mmap.mmap, tuple[int, ...]]:
+    """Where a file of a set lies, a read-only map of it, and what tells it from one that is put in its place.
 
     Raises:
-        StoreError: ``store.missing``, ``store.wrong_size``.
+        StoreError: ``store.missing``, ``store.wrong_size``; what `bring` raises.
     """
+    if bring is None:
+        path = folder / entry.path
+        return path, *_map_file(path, entry.size)
+    for left in reversed(range(_PATIENCE)):
+        path = bring(folder, entry)
+        try:
+            return path, *_map_file(path, entry.size)
+        except StoreError as error:  # another process may have made room in between
+            if error.code != "store.missing" or not left:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _map_file(path: Path, size: int) -> tuple[mmap.mmap, tuple[int, ...]]:
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     except OSError as error:

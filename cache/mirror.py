@@ -1,11 +1,13 @@
-"""A store that lies elsewhere, read without a full copy: dataset and plan here, score shards as they are asked for.
+"""A store that lies elsewhere, read without a full copy: dataset and plan here, scores and factors as they are asked for.
 
     <cache home>/mirrors/<digest>/<name>/   dataset/  plan/  scores/<name>/manifest.json, scores.zarr/zarr.json
-    <cache home>/shards/<sha256>            shard files of all stores, up to a limit; least recently used ones leave
+                                            factors/<name>/manifest.json
+    <cache home>/shards/<sha256>            files of all sets of all stores, up to a limit; least recently used ones leave
 
-The reader asks for a shard when it first touches one of its batches. A shard is checked by size and sha256 when it comes
-and again by the reader; one that is here counts only if it still hashes to its name. Training reads batches in random
-order: with room for all chosen score sets every shard comes once, with less it comes again and again.
+Shards are the files of score sets and of factor sets alike. A reader asks for one when it first touches one of its batches
+or rows. It is checked by size and sha256 when it comes and again by the reader; one that is here counts only if it still
+hashes to its name. Training reads in random order: with room for all chosen sets every shard comes once, with less it comes
+again and again.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from cache.layout import METADATA
 from cache.manifest import Entry
 from cache.outline import check_pin, outline
 from cache.remote import Location, Remote, open_remote
-from cache.store import SCORES, Store
+from cache.store import Store
 from cache.transfer import Report, download, fetch, is_whole
 
 __all__ = ["LIMIT", "Shards", "open_mirror"]
@@ -48,7 +50,7 @@ def open_mirror(place: Location, *, limit: int, report: Report) -> Store:
     folder = root / place.name
     if not folder.exists():
         files = [*found.dataset.files, *found.plan.files]
-        for part in found.scores.values():
+        for part in found.scores.values():  # a factor set has no file that is not a shard
             files += [file for file in part.files if file[1].path == METADATA]
         try:
             with staging(folder) as stage:
@@ -74,7 +76,7 @@ class Shards:
         self.fetched = 0  #: bytes that came over the wire
 
     def __call__(self, folder: Path, entry: Entry) -> Path:
-        """The file that holds one shard of the score set `folder`."""
+        """The file that holds one shard of the set `folder`, scores/<name> or factors/<name> of a mirror."""
         if entry.size > self._limit:
             raise UsageError(
                 f"a shard of {folder.name} has {entry.size:,} bytes and the local cache may hold "
@@ -95,7 +97,7 @@ class Shards:
                 else:
                     path.unlink(missing_ok=True)
                     self._make_room(entry.size)
-                    name = f"{SCORES}/{folder.name}/{entry.path}"
+                    name = f"{folder.parent.name}/{folder.name}/{entry.path}"
                     fetch(self._remote, name, entry, path, self._folder, self._count)
                 Path(lock.lock_file).unlink(missing_ok=True)
             self._sound.add(key)

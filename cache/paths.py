@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from cache.errors import StoreError
+from cache.errors import StoreError, UsageError
 
-__all__ = ["check_name", "check_names"]
+__all__ = ["check_name", "check_names", "check_set_name"]
 
 _PART = re.compile(r"[A-Za-z0-9_.@+=-]{1,255}", re.ASCII)
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.ASCII)
@@ -52,3 +52,18 @@ def check_names(names: Iterable[str], *, where: str) -> None:
             "this store was not written by kd-cache, do not use it.",
             code="store.unsafe_name",
         )
+
+
+def check_set_name(name: str, *, where: str) -> str:
+    """Return `name` if a score set or factor set may be called so, else raise UsageError ``scores.bad_name``."""
+    try:
+        plain = check_name(name, where=where)
+    except StoreError:
+        plain = ""
+    if not plain or "/" in plain or plain.startswith("."):
+        raise UsageError(
+            f"{name!r} cannot be the name of a score set; letters, digits and _ . @ + = - were "
+            "expected, and no dot in front.",
+            code="scores.bad_name",
+        )
+    return plain

@@ -16,7 +16,7 @@ import math
 import mmap
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,15 +29,13 @@ from cache.atomic import disk_errors
 from cache.digest import sha256_bytes
 from cache.errors import StoreError, UsageError
 from cache.layout import METADATA, Layout, Raw, crc32c
-from cache.manifest import Entry, Manifest, check_part, read_manifest
-from cache.mapped import ADVICE, map_file
+from cache.manifest import Manifest, check_part, read_manifest
+from cache.mapped import ADVICE, Bring, map_entry
 from cache.plan import Plan
 
-__all__ = ["Bring", "ScoreReader", "check_lineage", "sound_teacher"]
+__all__ = ["ScoreReader", "check_lineage", "sound_teacher"]
 
 Scores: TypeAlias = NDArray[np.float16]
-Bring: TypeAlias = Callable[[Path, Entry], Path]
-"""bring(score set's folder, entry) -> a file that holds the entry's bytes: how a store that lies elsewhere is read."""
 
 MAPPED_BYTES = 512 << 20
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
@@ -74,8 +72,7 @@ class ScoreReader:
         layout: Layout,
         bring: Bring | None = None,
     ) -> None:
-        self._bring = bring or _in_place
-        self._patience = 1 if bring is None else 3
+        self._bring = bring
         self.folder = folder
         self.manifest = manifest
         self.layout = layout
@@ -235,14 +232,17 @@ class ScoreReader:
 
     def _open_shard(self, number: int) -> tuple[Path, _Shard, tuple[int, ...]]:
         entry = self._entries[self.layout.shard_path(number)]
-        for left in reversed(range(self._patience)):
-            path = self._bring(self.folder, entry)
-            try:
-                return path, *_map_file(path, self.layout, number)
-            except StoreError as error:  # another process may have made room in between
-                if error.code != "store.missing" or not left:
-                    raise
-        raise AssertionError("unreachable")
+        path, memory, identity = map_entry(self.folder, entry, self._bring)
+        data = np.frombuffer(memory, np.uint8)
+        shard = _Shard(
+            memory=memory,
+            data=data,
+            chunks=self.layout.chunks(data, number),
+            scores_BTC=self.layout.scores(data, number),
+            populated=bytearray(len(self.layout.shard_batches(number))),
+            checksums=[],
+        )
+        return path, shard, identity
 
     def _verify(self, path: Path, number: int, shard: _Shard) -> list[int]:
         layout = self.layout
@@ -265,10 +265,6 @@ class ScoreReader:
         shard.populated[:] = b"\1" * len(shard.populated)
         checksums: list[int] = layout.checksums(shard.data, number).tolist()
         return checksums
-
-
-def _in_place(folder: Path, entry: Entry) -> Path:
-    return folder / entry.path
 
 
 def check_lineage(folder: Path, manifest: Manifest, plan: Plan) -> None:
@@ -326,21 +322,6 @@ def sound_teacher(settings: Mapping[str, Any]) -> bool:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _map_file(path: Path, layout: Layout, number: int) -> tuple[_Shard, tuple[int, ...]]:
-    memory, identity = map_file(path, layout.shard_size(number))
-    data = np.frombuffer(memory, np.uint8)
-    flags = bytearray(len(layout.shard_batches(number)))
-    shard = _Shard(
-        memory=memory,
-        data=data,
-        chunks=layout.chunks(data, number),
-        scores_BTC=layout.scores(data, number),
-        populated=flags,
-        checksums=[],
-    )
-    return shard, identity
 
 
 def _populate(memory: mmap.mmap, start: int, length: int) -> None:

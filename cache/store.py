@@ -17,12 +17,13 @@ from typing import Any, TypeAlias
 from cache.atomic import disk_errors, staging
 from cache.dataset import Dataset, copy_part, open_dataset
 from cache.digest import canonical_json, sha256_bytes
-from cache.errors import StoreError, UsageError
+from cache.errors import StoreError
 from cache.factors import FactorReader
 from cache.manifest import MANIFEST, Manifest, read_manifest
-from cache.paths import check_name
+from cache.mapped import Bring
+from cache.paths import check_set_name
 from cache.plan import Plan, open_plan
-from cache.scores import Bring, ScoreReader
+from cache.scores import ScoreReader
 
 __all__ = [
     "Description",
@@ -32,6 +33,7 @@ __all__ = [
     "copy_factor_set",
     "copy_score_set",
     "describe",
+    "refuse_other_settings",
     "refuse_other_teacher",
     "store_digest",
 ]
@@ -54,7 +56,9 @@ class Store:
     path: Path
     dataset: Dataset
     plan: Plan
-    bring: Bring | None = None  #: fetches a shard of a store that lies elsewhere; see mirror.py
+    bring: Bring | None = (
+        None  #: fetches a file of a set of a store that lies elsewhere; see mirror.py
+    )
     url: str = ""  #: where that is
 
     @property
@@ -141,17 +145,7 @@ class Store:
             UsageError: ``scores.bad_name``.
         """
         folder = self.path / SCORES
-        try:
-            plain = check_name(name, where=str(folder))
-        except StoreError:
-            plain = ""
-        if not plain or "/" in plain or plain.startswith("."):
-            raise UsageError(
-                f"{name!r} cannot be the name of a score set; letters, digits and _ . @ + = - were "
-                "expected, and no dot in front.",
-                code="scores.bad_name",
-            )
-        return folder / plain
+        return folder / check_set_name(name, where=str(folder))
 
     def factor_folder(self, name: str) -> Path:
         """Where the factor set `name` lies, or would.
@@ -159,7 +153,8 @@ class Store:
         Raises:
             UsageError: ``scores.bad_name``.
         """
-        return self.path / FACTORS / self.folder(name).name
+        folder = self.path / FACTORS
+        return folder / check_set_name(name, where=str(folder))
 
     def scores(self, name: str) -> ScoreReader:
         """Open the score set `name`.
@@ -171,8 +166,8 @@ class Store:
         if not folder.is_dir():
             there = ", ".join(self.teachers) or "none"
             raise StoreError(
-                f"{self.path}: has no scores of {name!r} (there: {there}); "
-                f"run `kd-cache build --teacher {name}`.",
+                f"{self.label}: has no scores of {name!r} (there: {there}); "
+                f"{self.advice(f'kd-cache build --teacher {name}')}.",
                 code="scores.missing",
             )
         return ScoreReader.open(folder, self.plan, bring=self.bring)
@@ -187,11 +182,12 @@ class Store:
         if not folder.is_dir():
             there = ", ".join(self.factor_names) or "none"
             raise StoreError(
-                f"{self.path}: has no factors of {name!r} (there: {there}); "
-                f"run `kd-cache build --teacher {name} --keep factors --cache {self.path}`.",
+                f"{self.label}: has no factors of {name!r} (there: {there}); "
+                + self.advice(f"kd-cache build --teacher {name} --keep factors --cache {self.path}")
+                + ".",
                 code="factors.missing",
             )
-        return FactorReader.open(folder, self.plan, self.dataset.num_items)
+        return FactorReader.open(folder, self.plan, self.dataset.num_items, bring=self.bring)
 
     def reader(self, name: str) -> ScoreReader | FactorReader:
         """What is kept of a teacher: its scores, or where there are none its factors.
@@ -202,6 +198,10 @@ class Store:
         if self.factor_folder(name).is_dir() and not self.folder(name).is_dir():
             return self.factors(name)
         return self.scores(name)
+
+    def advice(self, build: str) -> str:
+        """How to come by what it lacks: a mirror is not built into, it shows what lies elsewhere."""
+        return f"run `{build}`" if not self.url else "ask for it where the store was pushed from"
 
     @property
     def log(self) -> Path:
@@ -237,8 +237,9 @@ class Description:
     @property
     def digest(self) -> str:
         """The identity of the whole store: what `kd-cache pull URL@sha256:...` pins."""
-        sets = {one.name: one.digest for one in self.score_sets}
-        return store_digest(self.dataset.digest, self.plan.digest, sets)
+        scores = {one.name: one.digest for one in self.score_sets}
+        factors = {one.name: one.digest for one in self.factor_sets}
+        return store_digest(self.dataset.digest, self.plan.digest, scores, factors)
 
 
 def describe(store: Store) -> Description:
@@ -255,13 +256,17 @@ def describe(store: Store) -> Description:
     )
 
 
-def store_digest(dataset: str, plan: str, scores: Mapping[str, str]) -> str:
-    """The identity of a store, or of a choice of its score sets, from the digests of its parts.
+def store_digest(
+    dataset: str, plan: str, scores: Mapping[str, str], factors: Mapping[str, str]
+) -> str:
+    """The identity of a store, or of a choice of its sets, from the digests of its parts.
 
     Args:
-        scores: digest of each score set by its name.
+        scores, factors: digest of each score set and factor set by its name.
     """
-    parts = {"dataset": dataset, "plan": plan, "scores": dict(scores)}
+    parts: dict[str, Any] = {"dataset": dataset, "plan": plan, "scores": dict(scores)}
+    if factors:  # without any, the digest is that of before there were factors
+        parts[FACTORS] = dict(factors)
     return sha256_bytes(canonical_json(parts))
 
 
@@ -300,16 +305,38 @@ def refuse_other_teacher(store: Store, name: str, kind: str, settings: Mapping[s
         other, folder = SCORES, store.folder(name)
     if not folder.exists():
         return
-    there = read_manifest(folder, other).settings
+    there = read_manifest(folder, other)
+    refuse_other_settings(
+        str(folder),
+        there,
+        kind,
+        settings,
+        "give these another name with `--name`, or remove that folder",
+    )
+
+
+def refuse_other_settings(
+    where: str, there: Manifest, kind: str, settings: Mapping[str, Any], advice: str
+) -> None:
+    """Refuse two sets of one name, one of scores and one of factors, that are not of one teacher.
+
+    Args:
+        where, there: one of them.
+        kind, settings: of the other one.
+
+    Raises:
+        StoreError: ``scores.exists``, naming what differs.
+    """
     odd = [
-        f"{key} {there.get(key)!r} there, {settings.get(key)!r} asked for"
+        # what others published may be of any length
+        f"{key} {there.settings.get(key)!r:.200} there, {settings.get(key)!r:.200} asked for"
         for key in ("quality", "tau", "teacher", "teacher_digest")
-        if there.get(key) != settings.get(key)
+        if there.settings.get(key) != settings.get(key)
     ]
     if odd:
         raise StoreError(
-            f"{folder}: holds {other} with other settings ({'; '.join(odd)}) than these {kind}; "
-            "give these another name with `--name`, or remove that folder.",
+            f"{where}: holds {there.kind} with other settings ({'; '.join(odd)}) than these {kind}; "
+            f"{advice}.",
             code="scores.exists",
         )
 

@@ -14,7 +14,7 @@ from pipeline.share import Moved, merge, pull, push
 __all__ = ["add_commands"]
 
 TeacherOption = Annotated[
-    list[str] | None, typer.Option(help="Score set to take; repeat it; default all.")
+    list[str] | None, typer.Option(help="Whose scores and factors to take; repeat it; default all.")
 ]
 
 
@@ -22,7 +22,7 @@ def add_commands(app: typer.Typer) -> None:
     """Give `kd-cache` its commands for sharing."""
     app.command("push", short_help="Copy a store to a folder or a cloud.")(push_command)
     app.command("pull", short_help="Copy a store from a folder or a cloud.")(pull_command)
-    app.command("merge", short_help="Join the score sets of two stores.")(merge_command)
+    app.command("merge", short_help="Join the scores and factors of two stores.")(merge_command)
 
 
 def push_command(
@@ -35,7 +35,7 @@ def push_command(
     ],
     teacher: TeacherOption = None,
 ) -> None:
-    """Copy a store, or some of its score sets, to where others can pull it; goes on where it was stopped."""
+    """Copy a store, or what it keeps of some teachers, to where others can pull it; goes on where it was stopped."""
     place = locate(url)
     with console.progress(f"{store}: push", unit="bytes") as report:
         done = push(store, place, teacher or (), lambda at, total: report(at, total, ""))
@@ -54,7 +54,7 @@ def pull_command(
     ] = None,
     teacher: TeacherOption = None,
 ) -> None:
-    """Copy a store, or some of its score sets, from where it was pushed to; goes on where it was stopped."""
+    """Copy a store, or what it keeps of some teachers, from where it was pushed to; goes on where it was stopped."""
     place = locate(url)
     target = cache or Path("cache") / place.name
     with console.progress(f"{target}: pull", unit="bytes") as report:
@@ -67,10 +67,10 @@ def merge_command(
     store: Annotated[Path, typer.Argument(help="The store that takes them in.")],
     other: Annotated[Path, typer.Argument(help="A store over the same plan.")],
 ) -> None:
-    """Copy into a store the score sets of another over the same plan."""
+    """Copy into a store the scores and factors of another over the same plan."""
     with console.progress(f"{store}: merge", unit="bytes") as report:
         names = merge(store, other, lambda at, total: report(at, total, ""))
-    what = f"took in {', '.join(names)}" if names else "has every score set of it already"
+    what = f"took in {', '.join(names)}" if names else "has all scores and factors of it already"
     console.say(f"{store}: {what} ({other})")
 
 
@@ -81,7 +81,8 @@ def _tell(where: str, verb: str, done: Moved) -> None:
     console.say(f"{where}: {names}; {moved}{kept}")
     console.say(f"digest {done.digest}")
     for name in done.unfinished:
-        console.note(f"{where}: {name} is unfinished and was left out")
+        what = f"what was begun of {name} besides" if name in done.names else name
+        console.note(f"{where}: {what} is unfinished and was left out")
 
 
 def _chosen(teachers: list[str] | None) -> str:

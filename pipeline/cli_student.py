@@ -137,7 +137,9 @@ def fit_command(
     dropout: DropoutOption = None,
     cache_limit: Annotated[
         float,
-        typer.Option(help="GB of scores to keep here at most when --cache is a URL.", min=0),
+        typer.Option(
+            help="GB of scores and factors to keep here at most when --cache is a URL.", min=0
+        ),
     ] = LIMIT / 1e9,
     threads: Annotated[
         int, typer.Option(help="Processor threads; 0 takes torch's choice.", min=0)
@@ -198,8 +200,9 @@ def fit_command(
         names = list(dict.fromkeys(teacher or store.teachers))
         if not names:
             raise UsageError(
-                f"{store.label}: holds no teacher's scores; run `kd-cache build --teacher unisrec "
-                f"--cache {store.path}`, or train the base with --no-distill.",
+                f"{store.label}: holds no teacher's scores; "
+                + store.advice(f"kd-cache build --teacher unisrec --cache {store.path}")
+                + ", or train the base with --no-distill.",
                 code="fit.no_teachers",
             )
         needs = (
@@ -268,8 +271,9 @@ def _reader(store: Store, name: str, needs: str) -> Reader:
         return store.reader(name)
     if name in store.names and name not in store.factor_names:
         raise UsageError(
-            f"{store.path}: keeps no factors of {name}, which {needs} must have; run "
-            f"`kd-cache build --teacher {name} --keep factors --cache {store.path}`.",
+            f"{store.label}: keeps no factors of {name}, which {needs} must have; "
+            + store.advice(f"kd-cache build --teacher {name} --keep factors --cache {store.path}")
+            + ".",
             code="fit.no_factors",
         )
     return store.factors(name)
@@ -289,7 +293,7 @@ def _warn_small(store: Store, readers: Sequence[Reader], limit: int) -> None:
         held = sum(entry.size for reader in readers for entry in reader.manifest.files)
         if held > limit:
             console.note(
-                f"{store.label}: the scores take {console.size(held)}, --cache-limit keeps "
+                f"{store.label}: the teachers' sets take {console.size(held)}, --cache-limit keeps "
                 f"{console.size(limit)}: shards will come again and again"
             )
 

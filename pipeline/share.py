@@ -21,12 +21,22 @@ import filelock
 from cache.atomic import DEBRIS, check_writable, disk_errors, put, sync_folder, sync_tree
 from cache.dataset import VECTORS
 from cache.errors import StoreError
+from cache.factors import FactorReader
 from cache.home import SentLog
 from cache.manifest import Entry, check_part
-from cache.outline import Outline, Part, bytes_of, check_pin, outline, read_part
+from cache.outline import (
+    Outline,
+    Part,
+    bytes_of,
+    check_pin,
+    outline,
+    outline_here,
+    read_part,
+    refuse_other_pair,
+)
 from cache.remote import Found, Heard, Location, Remote, open_remote
 from cache.scores import ScoreReader
-from cache.store import DATASET, PLAN, SCORES, Store, copy_score_set, store_digest
+from cache.store import SCORES, Store, copy_factor_set, copy_score_set, refuse_other_teacher
 from cache.transfer import Job, Report, download, run_jobs
 
 __all__ = ["Moved", "merge", "pull", "push", "stage_of"]
@@ -36,35 +46,35 @@ __all__ = ["Moved", "merge", "pull", "push", "stage_of"]
 class Moved:
     """What a push or pull has done."""
 
-    digest: str  #: of the store, or of the chosen score sets with their dataset and plan
-    names: tuple[str, ...]  #: score sets
+    digest: str  #: of the store, or of the chosen sets with their dataset and plan
+    names: tuple[str, ...]  #: under which scores, factors or both travelled
     files: int  #: that were moved
     bytes: int
     kept: int  #: files that were whole before
-    unfinished: tuple[str, ...] = ()  #: score sets that were left out, as nobody has finished them
+    unfinished: tuple[str, ...] = ()  #: of which something was left out, as nobody has finished it
 
 
 def push(path: Path, place: Location, teachers: Sequence[str], report: Report) -> Moved:
-    """Copy a store, or chosen score sets with their dataset and plan, to `place`.
+    """Copy a store, or what is kept of chosen teachers with its dataset and plan, to `place`.
 
     Raises:
-        StoreError: the store is damaged; ``store.exists`` when another one lies there, with both digests.
+        StoreError: the store is damaged; ``store.exists`` when another one lies there, with both digests;
+            ``scores.exists`` when another teacher has a name there.
         RemoteError: the place refused or failed.
     """
     store = Store.open(path)
     remote = open_remote(place)
-    names = tuple(dict.fromkeys(teachers or store.names))
-    sets = {name: Part(f"{SCORES}/{name}", store.scores(name).manifest) for name in names}
-    plan, dataset = Part(PLAN, store.plan.manifest), Part(DATASET, store.dataset.manifest)
-    parts = [*sets.values(), plan, dataset]  # the order in which they are published
+    found = outline_here(store, teachers)
+    parts = found.parts
     for part in parts:
         _refuse_other(remote, part)
+    refuse_other_pair(remote, found)
     there, log = remote.list(), SentLog(remote.label)
     moved: list[Entry] = []
 
     def send(name: str, entry: Entry, heard: Heard) -> None:
-        found = there.get(name)
-        if found is not None and _same(remote, name, entry, found, log):
+        before = there.get(name)
+        if before is not None and _same(remote, name, entry, before, log):
             heard(entry.size)
             return
         log.add(remote.write(name, path / name, entry, heard), entry)
@@ -76,27 +86,23 @@ def push(path: Path, place: Location, teachers: Sequence[str], report: Report) -
     remote.publish([(part.sealed_by, part.manifest.to_bytes()) for part in parts])
     _check_sent(remote, files, log)
     return Moved(
-        digest=store_digest(
-            dataset.manifest.digest,
-            plan.manifest.digest,
-            {name: part.manifest.digest for name, part in sets.items()},
-        ),
-        names=names,
+        digest=found.digest,
+        names=found.names,
         files=len(moved),
         bytes=sum(entry.size for entry in moved),
         kept=len(files) - len(moved),
-        unfinished=() if teachers else tuple(store.unfinished),
+        unfinished=found.unfinished,
     )
 
 
 def pull(place: Location, target: Path, teachers: Sequence[str], report: Report) -> Moved:
-    """Copy a store, or chosen score sets with their dataset and plan, from `place` to `target`.
+    """Copy a store, or what is kept of chosen teachers with its dataset and plan, from `place` to `target`.
 
-    Where `target` is a store over the same plan, the score sets that it lacks are added to it.
+    Where `target` is a store over the same plan, the sets that it lacks are added to it.
 
     Raises:
         StoreError: anything there that is not what it should be; ``share.wrong_pin``; ``store.lineage``,
-            ``store.exists`` when `target` holds something else.
+            ``store.exists``, ``scores.exists`` when `target` holds something else.
         RemoteError: the place refused or failed.
     """
     remote = open_remote(place)
@@ -108,7 +114,7 @@ def pull(place: Location, target: Path, teachers: Sequence[str], report: Report)
         here = Store.open(target) if target.exists() else None
         if here is not None:
             _refuse_other_plan(here, found)
-        sets = [part for name, part in found.scores.items() if not _has(here, name, part)]
+        sets = [part for part in found.sets if not _has(here, part)]
         parts = sets if here is not None else [*sets, found.plan, found.dataset]
         moved = []
         if parts:
@@ -120,7 +126,7 @@ def pull(place: Location, target: Path, teachers: Sequence[str], report: Report)
             _publish(stage, target, here, sets)
     return Moved(
         digest=found.digest,
-        names=tuple(found.scores),
+        names=found.names,
         files=len(moved),
         bytes=sum(entry.size for entry in moved),
         kept=sum(len(part.files) for part in found.parts) - len(moved),
@@ -129,27 +135,30 @@ def pull(place: Location, target: Path, teachers: Sequence[str], report: Report)
 
 
 def merge(into: Path, source: Path, report: Report) -> list[str]:
-    """Copy into one store the score sets of another over the same plan; returns the names that were new.
+    """Copy into one store the score sets and factor sets of another over the same plan.
+
+    Returns:
+        The names under which something was new, sorted.
 
     Raises:
-        StoreError: ``store.lineage`` with both digests; ``store.exists`` for a set of the same name with another digest.
-            Then nothing was copied.
+        StoreError: ``store.lineage`` with both digests; ``store.exists`` for a set of the same name with another digest;
+            ``scores.exists`` for scores and factors of one name and two teachers. Then nothing was copied.
     """
     ours, theirs = Store.open(into), Store.open(source)
     if ours.plan.digest != theirs.plan.digest:
         raise StoreError(
-            f"{into} is of plan {ours.plan.digest}, {source} of plan {theirs.plan.digest}; scores of "
+            f"{into} is of plan {ours.plan.digest}, {source} of plan {theirs.plan.digest}; sets of "
             "different plans cannot stand in one store, run `kd-cache build` in the one you keep.",
             code="store.lineage",
         )
-    parts = {name: Part(f"{SCORES}/{name}", theirs.scores(name).manifest) for name in theirs.names}
-    new = {name: part for name, part in parts.items() if not _has(ours, name, part)}
-    total, done = bytes_of(new.values()), 0
-    for name, part in new.items():
-        copy_score_set(theirs, name, ours)
+    new = [part for part in outline_here(theirs).sets if not _has(ours, part)]
+    total, done = bytes_of(new), 0
+    for part in new:
+        copy = copy_score_set if part.manifest.kind == SCORES else copy_factor_set
+        copy(theirs, part.name, ours)
         done += bytes_of([part])
         report(done, total)
-    return list(new)
+    return sorted({part.name for part in new})
 
 
 def stage_of(target: Path) -> Path:
@@ -171,16 +180,21 @@ def _publish(stage: Path, target: Path, here: Store | None, sets: Sequence[Part]
         sync_tree(stage)
     staged = here if here is not None else Store.open(stage, deep=False)
     for part in sets:
-        ScoreReader.open(stage / part.folder, staged.plan)
+        if part.manifest.kind == SCORES:
+            ScoreReader.open(stage / part.folder, staged.plan)
+        else:
+            FactorReader.open(stage / part.folder, staged.plan, staged.dataset.num_items)
     with disk_errors(target):
         if here is None:
             stage.rename(target)
             sync_folder(target.parent)
             return
-        (target / SCORES).mkdir(exist_ok=True)
         for part in sets:
-            (stage / part.folder).rename(target / part.folder)
-        sync_folder(target / SCORES)
+            folder = target / part.folder
+            folder.parent.mkdir(exist_ok=True)
+            (stage / part.folder).rename(folder)
+            sync_folder(folder.parent)
+        sync_folder(target)
         shutil.rmtree(stage)
 
 
@@ -206,14 +220,18 @@ def _alone(stage: Path, target: Path) -> Iterator[None]:
         lock.release()
 
 
-def _has(store: Store | None, name: str, part: Part) -> bool:
-    """Whether the store holds that very score set; refuses another one of its name."""
-    if store is None or name not in store.names:
+def _has(store: Store | None, part: Part) -> bool:
+    """Whether the store holds that very set; refuses another one of its name, of either kind."""
+    if store is None:
         return False
-    digest = store.scores(name).digest
-    if digest != part.manifest.digest:
+    kind, name = part.manifest.kind, part.name
+    refuse_other_teacher(store, name, kind, part.manifest.settings)
+    if name not in (store.names if kind == SCORES else store.factor_names):
+        return False
+    there = store.scores(name) if kind == SCORES else store.factors(name)
+    if there.digest != part.manifest.digest:
         raise StoreError(
-            f"{store.folder(name)}: is {digest}, the one to be added is {part.manifest.digest}; "
+            f"{there.folder}: is {there.digest}, the one to be added is {part.manifest.digest}; "
             "rename one of the two folders before it is shared, or remove one.",
             code="store.exists",
         )

@@ -154,7 +154,7 @@ def test_stores_of_one_plan_are_merged(road, home):
     shutil.copytree(home / "cache" / "toys", twin)
     (twin / "scores" / "unisrec").rename(twin / "scores" / "second")
     assert "took in second" in quick(home, "kd-cache merge cache/toys cache/twin").out
-    assert "has every score set" in quick(home, "kd-cache merge cache/toys cache/twin").out
+    assert "has all scores and factors" in quick(home, "kd-cache merge cache/toys cache/twin").out
     assert Store.open(home / "cache" / "toys").names == ["second", "unisrec"]
 
 
