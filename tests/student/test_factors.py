@@ -21,6 +21,7 @@ from student.batches import UNPLANNED, FreshBatches, instances_of
 from student.losses import distillation_loss
 from student.targets import join_settings, prepared, target_of
 from tests.fakes import TableTeacher, tiny_store
+from tests.student.known import KnownFactors
 
 NAMES = ("one", "two", "three")
 KLS = ("teacher-student", "student-teacher")
@@ -137,6 +138,14 @@ def test_over_all_items_every_row_sums_to_one(store: Store, kinds: str):
         assert (target.q_TC - wanted_KTV.mean(dim=0)).abs().max() < 0.01
         entropy = torch.special.entr(wanted_KTV.mean(dim=0)).sum(dim=-1).mean().item()
         assert target.entropy == pytest.approx(entropy, abs=0.01)
+
+
+def test_over_very_many_items_the_floors_do_not_add_up(store: Store):
+    # 50,000 floors of 1e-8 are 5e-4 of a row that the teacher gave to a few items
+    reader = KnownFactors(store.plan, items=50_000, tau=0.01)
+    target = target_of([reader], store.plan[0], join_settings([reader], items="all"))
+    assert target.q_TC.double().sum(dim=-1) == pytest.approx(1, abs=1e-5)
+    assert target.q_TC.min() > 9e-9
 
 
 def test_scores_cannot_answer_for_what_was_never_planned(store: Store):
