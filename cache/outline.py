@@ -14,13 +14,13 @@ from cache.errors import StoreError
 from cache.manifest import MANIFEST, MAX_BYTES, Entry, Manifest, parse_manifest
 from cache.paths import check_names, check_set_name
 from cache.remote import Remote
+from cache.scores import refuse_other_settings
 from cache.store import (
     DATASET,
     FACTORS,
     PLAN,
     SCORES,
     Store,
-    refuse_other_settings,
     store_digest,
 )
 

@@ -33,7 +33,7 @@ from cache.manifest import Manifest, check_part, read_manifest
 from cache.mapped import ADVICE, Bring, map_entry
 from cache.plan import Plan
 
-__all__ = ["ScoreReader", "check_lineage", "sound_teacher"]
+__all__ = ["ScoreReader", "check_lineage", "refuse_other_settings", "sound_teacher"]
 
 Scores: TypeAlias = NDArray[np.float16]
 
@@ -318,6 +318,32 @@ def sound_teacher(settings: Mapping[str, Any]) -> bool:
         and isinstance(settings.get("teacher"), str)
         and isinstance(settings.get("teacher_digest"), str)
     )
+
+
+def refuse_other_settings(
+    where: str, there: Manifest, kind: str, settings: Mapping[str, Any], advice: str
+) -> None:
+    """Refuse two sets of one name, one of scores and one of factors, that are not of one teacher.
+
+    Args:
+        where, there: one of them.
+        kind, settings: of the other one.
+
+    Raises:
+        StoreError: ``scores.exists``, naming what differs.
+    """
+    odd = [
+        # what others published may be of any length
+        f"{key} {there.settings.get(key)!r:.200} there, {settings.get(key)!r:.200} asked for"
+        for key in ("quality", "tau", "teacher", "teacher_digest")
+        if there.settings.get(key) != settings.get(key)
+    ]
+    if odd:
+        raise StoreError(
+            f"{where}: holds {there.kind} with other settings ({'; '.join(odd)}) than these {kind}; "
+            f"{advice}.",
+            code="scores.exists",
+        )
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

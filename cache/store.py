@@ -23,7 +23,7 @@ from cache.manifest import MANIFEST, Manifest, read_manifest
 from cache.mapped import Bring
 from cache.paths import check_set_name
 from cache.plan import Plan, open_plan
-from cache.scores import ScoreReader
+from cache.scores import ScoreReader, refuse_other_settings
 
 __all__ = [
     "Description",
@@ -33,7 +33,6 @@ __all__ = [
     "copy_factor_set",
     "copy_score_set",
     "describe",
-    "refuse_other_settings",
     "refuse_other_teacher",
     "store_digest",
 ]
@@ -313,32 +312,6 @@ def refuse_other_teacher(store: Store, name: str, kind: str, settings: Mapping[s
         settings,
         "give these another name with `--name`, or remove that folder",
     )
-
-
-def refuse_other_settings(
-    where: str, there: Manifest, kind: str, settings: Mapping[str, Any], advice: str
-) -> None:
-    """Refuse two sets of one name, one of scores and one of factors, that are not of one teacher.
-
-    Args:
-        where, there: one of them.
-        kind, settings: of the other one.
-
-    Raises:
-        StoreError: ``scores.exists``, naming what differs.
-    """
-    odd = [
-        # what others published may be of any length
-        f"{key} {there.settings.get(key)!r:.200} there, {settings.get(key)!r:.200} asked for"
-        for key in ("quality", "tau", "teacher", "teacher_digest")
-        if there.settings.get(key) != settings.get(key)
-    ]
-    if odd:
-        raise StoreError(
-            f"{where}: holds {there.kind} with other settings ({'; '.join(odd)}) than these {kind}; "
-            f"{advice}.",
-            code="scores.exists",
-        )
 
 
 def _copy_set(
