@@ -397,7 +397,7 @@ def test_verify_lists_every_finding_and_the_last_line_counts_them(home: Path) ->
     [
         (
             "[kd-student.fit]\nepoch = 3",
-            "epoch in [kd-student.fit] is not known; known are cache, ce,",
+            "epoch in [kd-student.fit] is not known; known are batch-size, cache, ",
         ),
         (
             "[kd-student.train]\nepochs = 3",
