@@ -205,9 +205,11 @@ class FolderRemote:
                         _not_a_file(Path(where) / name)
                 folders[:] = sorted(name for name in folders if not name.startswith(DEBRIS))
                 for name in files:
+                    if name.startswith(DEBRIS):  # another writer's, which may be gone any moment
+                        continue
                     path = Path(where) / name
                     status = path.lstat()
-                    if stat.S_ISREG(status.st_mode) and not name.startswith(DEBRIS):
+                    if stat.S_ISREG(status.st_mode):
                         found[path.relative_to(self.root).as_posix()] = Found(status.st_size)
         return found
 

@@ -399,10 +399,10 @@ def test_two_pushes_of_one_store_at_once_end_in_that_store(store, any_place, tmp
         thread.start()
     for thread in threads:
         thread.join()
-    if any_place.url.startswith(
-        "s3://teams/number"
-    ):  # rclone turns away who writes what is being written
-        assert {type(one) for one in results} <= {Moved, RemoteError}, results
+    if any_place.url.startswith("s3://teams/number"):
+        # rclone is no object store inside: it turns away who writes what is being written, and shows what is half
+        # written to who reads it back. Whoever was told so pushes again
+        assert {type(one) for one in results} <= {Moved, RemoteError, StoreError}, results
         pushed(store, any_place)
     else:
         assert [type(one) for one in results] == [Moved] * 3, results
