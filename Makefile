@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench bench-peers clean
+.PHONY: demo test promises lint bench bench-peers clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,11 @@ lint: $(VENV)/.installed
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The promises of docs/promises.md with their long attacks, then the mutants that take one safeguard away each.
+promises: $(VENV)/.installed
+	$(BIN)/python -m pytest tests/promises --long
+	$(BIN)/python tests/promises/mutants.py
 
 # A line a goal: name, what against what, median ratio and spread, the bar, kept or short. ONLY=name for one.
 bench: $(VENV)/.installed

@@ -16,6 +16,10 @@ settings.register_profile("suite", deadline=None, max_examples=50)
 settings.load_profile("suite")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="the long attacks of tests/promises too")
+
+
 def pytest_report_header() -> str:
     versions = f"torch {torch.__version__}, pyarrow {pyarrow.__version__}, zarr {zarr.__version__}"
     return f"{versions}, {torch.get_num_threads()} threads"
