@@ -42,6 +42,20 @@ class Packed:
     untiled: Tensor  #: [N] where each token stands once the tiles' real tokens are laid end to end
     users: Tensor | None = None  #: [B] whose histories they are, where that is known
 
+    def padded(self) -> tuple[Tensor, Tensor]:
+        """The same histories as rectangles, for models that want such: (items, lengths).
+
+        Items are [B, L] item rows plus one, each history at the left, zeros behind it; lengths are [B].
+        """
+        lengths_B = self.last - torch.cat([self.last.new_tensor([-1]), self.last[:-1]])
+        longest = int(lengths_B.max()) if len(lengths_B) else 0
+        items_BL = self.items.new_zeros(len(lengths_B), longest)
+        rows = torch.repeat_interleave(
+            torch.arange(len(lengths_B), device=self.last.device), lengths_B
+        )
+        items_BL[rows, self.positions] = self.items + 1
+        return items_BL, lengths_B
+
     @classmethod
     def of(
         cls,

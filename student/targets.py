@@ -12,7 +12,7 @@ import math
 import queue
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -106,6 +106,11 @@ class Prepared:
     columns_T: Tensor  #: column of each slot's target
     rows_T: Tensor  #: item row of each slot's target
     target: Target | None  #: None without teachers
+
+    def to(self, device: torch.device | str) -> Prepared:
+        """The same batch with its tensors on `device`."""
+        moved: Prepared = _on(self, device)
+        return moved
 
 
 def join_settings(
@@ -314,6 +319,19 @@ def _prepare(
         rows_T=sent(items_C[columns_T], device),
         target=target and replace(target, q_TC=_moved(target.q_TC, device)),
     )
+
+
+def _on(value: Any, device: torch.device | str) -> Any:
+    """Tensors sent, wherever they stand in dataclasses and tuples."""
+    if isinstance(value, Tensor):
+        return _moved(value, device)
+    if isinstance(value, tuple):
+        return tuple(_on(one, device) for one in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{f.name: _on(getattr(value, f.name), device) for f in fields(value)}
+        )
+    return value
 
 
 def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:

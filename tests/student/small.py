@@ -8,14 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import nn
 
-from cache.dataset import Dataset, open_dataset, write_dataset
+from cache.dataset import Dataset
 from cache.store import Store
 from encoder.packed import Packed
 from pipeline.fit import Run, fit
+from pipeline.suite_ground import shop_dataset
 from student.loop import RunState, TrainSettings
 from student.registry import BUILT_IN, find_student
 from student.targets import Items, Prepared, join_settings, prepared
@@ -55,32 +55,10 @@ def packed(histories: list[list[int]], users: list[int] | None = None) -> Packed
 
 def shop(path: Path, *, users: int = 40, items: int = 24, batch_size: int = 16) -> Store:
     """A store without scores: most next items follow from the last one; brands and categories, some missing."""
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(3, 10, users)
-    flat: list[int] = []
-    for length in lengths:
-        item = int(rng.integers(items))
-        for _ in range(length):
-            flat.append(item)
-            item = (item + 1) % items if rng.random() < 0.8 else int(rng.integers(items))
-    rows = np.arange(items)
-    table = pa.table(
-        {
-            "item": [f"i{row}" for row in rows],
-            "title": [f"Title {row}" for row in rows],
-            "brand": ["" if row % 5 == 0 else f"brand {row % 3}" for row in rows],
-            "category": ["" if row % 7 == 0 else f"category {row % 4}" for row in rows],
-        }
-    )
-    source = path.with_name(f"{path.name}-data")
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    ids = pa.array([f"u{row}" for row in range(users)])
-    write_dataset(
-        source, items=table, user_ids=ids, flat=np.array(flat), offsets=offsets, max_length=6
-    )
+    source = shop_dataset(path.with_name(f"{path.name}-data"), users=users, items=items)
     return Store.create(
         path,
-        open_dataset(source),
+        source,
         lambda folder, inside: tiny_plan(folder, inside, batch_size=batch_size),
     )
 

@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from cache.store import Store
 from pipeline.build import build
 from pipeline.fit import load_student
+from pipeline.student_suite import StudentSuite
 from student.registry import BUILT_IN, find_student
 from tests.fakes import TableTeacher
 from tests.student.small import shop, trained
 
 PAGE = (Path(__file__).parents[2] / "docs" / "students.md").read_text()
-LOOP, PLUGIN = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+LOOP, PLUGIN, SUITE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +31,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 class Foreign(torch.nn.Module):
-    """A model that knows nothing of this program: the last item's vector, and one a user."""
+    """A model that knows nothing of this program: the mean of a padded history's items."""
 
-    def __init__(self, items: int, users: int) -> None:
+    def __init__(self, items: int) -> None:
         super().__init__()
-        self.items, self.users = torch.nn.Embedding(items, 8), torch.nn.Embedding(users, 8)
-        self.out = torch.nn.Linear(8, items)
+        self.items, self.out = torch.nn.Embedding(items + 1, 8), torch.nn.Linear(8, items)
 
-    def forward(self, items: torch.Tensor, last: torch.Tensor, users: torch.Tensor) -> Any:
-        return self.out(self.items(items[last]) + self.users(users))
+    def forward(self, items: torch.Tensor, lengths: torch.Tensor) -> Any:
+        states = self.items(items) * (items > 0)[..., None]
+        return self.out(states.sum(1) / lengths[:, None])
 
 
 def test_a_foreign_module_is_trained_by_the_pages_loop(store: Store) -> None:
-    page: dict[str, Any] = {}
+    page: dict[str, Any] = {"__name__": "page"}
     exec(LOOP, page)
     seen: list[float] = []
     true = page["distillation_loss"]
@@ -52,13 +54,21 @@ def test_a_foreign_module_is_trained_by_the_pages_loop(store: Store) -> None:
         return loss
 
     page["distillation_loss"] = spy
+    page["DataLoader"] = lambda *args, **more: DataLoader(*args, **more | {"num_workers": 0})
     torch.manual_seed(0)
-    page["train"](Foreign(24, 40), store, epochs=12)
+    page["train"](Foreign(24), store.path, epochs=14)  # two stages, then the round twelve times
     steps = len(store.plan.round(1))
-    assert len(seen) == 12 * steps
-    assert sum(seen[-steps:]) < sum(seen[:steps]) * 0.95
+    assert len(seen) == len(store.plan.stage(1)) + len(store.plan.stage(2)) + 12 * steps
+    assert sum(seen[-steps:]) < sum(seen[-12 * steps : -11 * steps]) * 0.95
     body = LOOP.partition("def train")[2].strip().splitlines()
     assert len(body) == 11  # the head and ten lines
+
+
+def test_the_suite_of_the_page_is_inherited() -> None:
+    page: dict[str, Any] = {"__name__": "page"}
+    exec(SUITE, page)
+    assert issubclass(page["TestLast"], StudentSuite)
+    assert page["TestLast"].plugin == "last"
 
 
 def test_the_plug_in_of_the_page_is_trained_and_loaded(
