@@ -10,19 +10,23 @@ import torch
 from cache.scores import ScoreReader
 from cache.store import Store
 from student.loop import RunState, TrainSettings, make_optimizer, train
-from student.sasrec import SASRec, SASRecConfig
+from student.registry import find_student
 from student.targets import join_settings
 
 __all__ = ["epochs"]
 
 
-def epochs(store: Store, readers: Sequence[ScoreReader] = ()) -> Callable[[int], object]:
-    """A contender that trains SASRec for one more standard epoch each time, from scores where there are readers.
+def epochs(
+    store: Store, readers: Sequence[ScoreReader] = (), student: str = "sasrec"
+) -> Callable[[int], object]:
+    """A contender that trains a student for one more standard epoch each time, from scores where there are readers.
 
     Validation is a constant, so nothing but training is in it.
     """
     torch.manual_seed(0)
-    model = SASRec(SASRecConfig(max_length=store.dataset.max_length), store.dataset.num_items)
+    kind = find_student(student)
+    longest = {"max_length": store.dataset.max_length} if "max_length" in kind.fields else {}
+    model = kind.make(kind.config(**longest), store.dataset)
     join = join_settings(readers) if readers else None
     settings = TrainSettings(join=join, curriculum=False)
     optimizer = make_optimizer(model, settings)

@@ -19,7 +19,7 @@ from typing import Any
 
 from cache.dataset import Dataset
 
-__all__ = ["RecBole", "recbole"]
+__all__ = ["MODELS", "RecBole", "recbole"]
 
 _ROOT = Path(__file__).resolve().parents[1]
 _PEERS = Path(__file__).resolve().parent / "peers"
@@ -27,15 +27,10 @@ _VENV = _ROOT / ".venv-peers"
 _PYTHON = _VENV / "bin" / "python"
 _VERSION = "recbole==1.2.1"
 
-#: what both sides share; everything else is RecBole's default (SASRec.yaml, overall.yaml)
+#: what both sides share whatever the model; everything else is RecBole's default (overall.yaml, <model>.yaml)
 SETTINGS = {
     "load_col": {"inter": ["user_id", "item_id", "timestamp"]},
     "train_batch_size": 512,
-    "train_neg_sample_args": None,  # none, as its full softmax wants it
-    "loss_type": "CE",
-    "hidden_size": 64,
-    "n_layers": 2,
-    "n_heads": 2,
     "eval_args": {
         "split": {"LS": "valid_and_test"},
         "group_by": "user",
@@ -48,6 +43,19 @@ SETTINGS = {
     "metric_decimal_place": 6,
     "use_gpu": False,
     "show_progress": False,
+}
+
+_SOFTMAX = {"train_neg_sample_args": None, "loss_type": "CE"}  # over all items, no negatives
+_NEGATIVE = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
+
+#: by model: what the loss and sizes of the same student here ask for
+MODELS: dict[str, dict[str, Any]] = {
+    "SASRec": {**_SOFTMAX, "hidden_size": 64, "n_layers": 2, "n_heads": 2},
+    "GRU4Rec": _SOFTMAX,
+    "BERT4Rec": _SOFTMAX,
+    "LightGCN": _NEGATIVE,
+    "FM": {**_NEGATIVE, "train_batch_size": 1024},  # 512 positives and a negative each
+    "DeepFM": {**_NEGATIVE, "train_batch_size": 1024},
 }
 
 
@@ -93,18 +101,20 @@ class RecBole:
 
 
 @contextmanager
-def recbole(dataset: Dataset, folder: Path) -> Iterator[RecBole]:
-    """RecBole on the interactions of `dataset`, in an atomic file under `folder`."""
+def recbole(
+    dataset: Dataset, folder: Path, model: str = "SASRec", **more: Any
+) -> Iterator[RecBole]:
+    """A model of RecBole on the interactions of `dataset`, in an atomic file under `folder`."""
     install()
-    home = folder / "recbole"
+    home = folder / f"recbole-{model}"
     (home / "toys").mkdir(parents=True, exist_ok=True)
     with (home / "toys" / "toys.inter").open("w") as file:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
         for user in range(dataset.num_users):
             for position, item in enumerate(dataset.sequence(user)):
                 file.write(f"{user}\t{item}\t{position}\n")
-    settings = {**SETTINGS, "MAX_ITEM_LIST_LENGTH": dataset.max_length}
-    script = [str(_PYTHON), str(_PEERS / "recbole_peer.py"), str(home), "toys"]
+    settings = {**SETTINGS, **MODELS[model], "MAX_ITEM_LIST_LENGTH": dataset.max_length, **more}
+    script = [str(_PYTHON), str(_PEERS / "recbole_peer.py"), model, str(home), "toys"]
     log = home / "log.txt"
     with (
         log.open("w") as errors,

@@ -1,10 +1,10 @@
-"""RecBole 1.2.1's SASRec behind a pipe: trains and evaluates on command. Runs in .venv-peers, never in the product's.
+"""A model of RecBole 1.2.1 behind a pipe: trains and evaluates on command. Runs in .venv-peers, never in the product's.
 
-    recbole_peer.py DATA_PATH DATASET CONFIG_JSON       commands and answers are lines of JSON on stdin and stdout
+    recbole_peer.py MODEL DATA_PATH DATASET CONFIG_JSON       commands and answers are lines of JSON on stdin and stdout
 
 Everything is RecBole's own: dataset, prefix augmentation, data loaders, model, `Trainer._train_epoch` and
-`Trainer.evaluate`, with its default configuration but for what CONFIG_JSON says. RecBole 1.2.1 was written for numpy 1:
-the three names that numpy 2 took away are put back before it is imported; nothing else is changed.
+`Trainer.evaluate`, with its default configuration but for what CONFIG_JSON says. RecBole 1.2.1 was written for numpy 1 and
+the SciPy of its day: names that they took away since are put back before it is imported; nothing else is changed.
 """
 
 from __future__ import annotations
@@ -22,24 +22,26 @@ import numpy as np
 np.float_, np.complex_, np.unicode_ = np.float64, np.complex128, np.str_
 warnings.simplefilter("ignore")
 
+import scipy.sparse  # noqa: E402
+
+scipy.sparse.dok_matrix._update = lambda self, values: self._dict.update(values)
+
 import torch  # noqa: E402
 from recbole.config import Config  # noqa: E402
 from recbole.data import create_dataset, data_preparation  # noqa: E402
-from recbole.model.sequential_recommender.sasrec import SASRec  # noqa: E402
-from recbole.trainer import Trainer  # noqa: E402
-from recbole.utils import init_seed  # noqa: E402
+from recbole.utils import get_model, get_trainer, init_seed  # noqa: E402
 
 
 class Peer:
     """The model and its trainer."""
 
-    def __init__(self, data_path: str, dataset: str, settings: dict[str, Any]) -> None:
-        config = Config("SASRec", dataset, config_dict={"data_path": data_path, **settings})
+    def __init__(self, model: str, data_path: str, dataset: str, settings: dict[str, Any]) -> None:
+        config = Config(model, dataset, config_dict={"data_path": data_path, **settings})
         init_seed(config["seed"], config["reproducibility"])
         self.dataset = create_dataset(config)
-        self.train_data, _, self.test_data = data_preparation(config, self.dataset)
-        self.model = SASRec(config, self.train_data.dataset).to(config["device"])
-        self.trainer = Trainer(config, self.model)
+        self.train_data, self.valid_data, self.test_data = data_preparation(config, self.dataset)
+        self.model = get_model(model)(config, self.train_data._dataset).to(config["device"])
+        self.trainer = get_trainer(config["MODEL_TYPE"], model)(config, self.model)
         self.trainer.eval_collector.data_collect(self.train_data)
         self.batches = self._batches()
         self.trained = 0
@@ -48,7 +50,8 @@ class Peer:
         """Epoch after epoch, shuffled by RecBole's loader."""
         while True:
             for batch in self.train_data:
-                self.trained += len(batch)
+                # where negatives are rows of their own, only the positives are instances
+                self.trained += int(batch["label"].sum()) if "label" in batch else len(batch)
                 yield batch
 
     def train(self, batches: int) -> dict[str, Any]:
@@ -56,6 +59,14 @@ class Peer:
         before = self.trained
         self.trainer._train_epoch(islice(self.batches, batches), 0)
         return {"instances": self.trained - before}
+
+    def fit(self) -> dict[str, Any]:
+        """The whole of `Trainer.fit` with its early stopping; the best model on validation and test."""
+        _, valid = self.trainer.fit(self.train_data, self.valid_data, saved=True, verbose=False)
+        test = self.trainer.evaluate(self.test_data, load_best_model=True)
+        return {"valid": {k: float(v) for k, v in valid.items()}} | {
+            "test": {k: float(v) for k, v in test.items()}
+        }
 
     def evaluate(self) -> dict[str, Any]:
         """Full-sort evaluation of the test items, metrics included."""
@@ -76,9 +87,9 @@ class Peer:
     def facts(self) -> dict[str, Any]:
         """What is compared, for the other side to check."""
         return {
-            "instances": len(self.train_data.dataset),
+            "instances": len(self.train_data._dataset),
             "batches": len(self.train_data),
-            "users": len(self.test_data.dataset),
+            "users": len(self.test_data._dataset),
             "items": self.dataset.item_num - 1,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "torch": torch.__version__,
@@ -88,9 +99,9 @@ class Peer:
 def main() -> None:
     """Answer until the pipe closes."""
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever RecBole prints is no answer
-    data_path, dataset, settings = sys.argv[1:]
+    model, data_path, dataset, settings = sys.argv[1:]
     del sys.argv[1:]  # RecBole reads settings from there too
-    peer = Peer(data_path, dataset, json.loads(settings))
+    peer = Peer(model, data_path, dataset, json.loads(settings))
     for line in sys.stdin:
         command = json.loads(line)
         torch.set_num_threads(command.pop("threads"))

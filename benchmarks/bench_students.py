@@ -1,0 +1,86 @@
+"""Training each student here against the same model of RecBole 1.2.1: instances a second, same loss and settings.
+
+    python benchmarks/bench_students.py [NAME ...] [--rounds 3] [--threads 1]
+
+Both sides: the real `scientific`, batches of 512 training instances in random order, the sizes, dropouts and losses that
+are RecBole's defaults, Adam at 1e-3, float32 on the CPU, the same release of torch. GRU4Rec, BERT4Rec: 34,101 prefixes,
+softmax over all items (BERT4Rec: Cloze). LightGCN: BPR with one negative. FM, DeepFM: binary with one negative; RecBole's
+know user and item, ours history, brand and category too. A turn is an epoch here, a part of one there; neither works while
+the other is timed. SASRec has a benchmark of its own. An instance is a positive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from epochs import epochs
+from real_data import scientific_store
+from recbole_side import recbole
+from timing import goal, turns
+
+from cache.store import Store
+
+NAME = "students"
+BARS = {"gru4rec": 10, "bert4rec": 10, "lightgcn": 2, "fm": 2, "deepfm": 2}
+_THEIRS = {
+    "gru4rec": "GRU4Rec",
+    "bert4rec": "BERT4Rec",
+    "lightgcn": "LightGCN",
+    "fm": "FM",
+    "deepfm": "DeepFM",
+}
+_SHARE = 12  # of an epoch there, a turn: theirs take minutes
+
+
+def compare(store: Store, folder: Path, student: str, threads: int, rounds: int) -> bool:
+    """The goal of one student."""
+    torch.set_num_threads(threads)
+    instances = store.plan.num_instances
+    with recbole(store.dataset, folder, _THEIRS[student]) as peer:
+        facts = peer.ask("facts", threads)
+        if facts["items"] != store.dataset.num_items:
+            raise SystemExit(f"RecBole has {facts['items']} items, not the same as here")
+        done: list[int] = []
+
+        def theirs(number: int) -> None:
+            batches = 2 if number < 0 else -(-facts["batches"] // _SHARE)
+            done.append(peer.ask("train", threads, batches=batches)["instances"])
+
+        ours_s, theirs_s = turns([epochs(store, student=student), theirs], rounds)
+    ours = [instances / seconds for seconds in ours_s]
+    other = [count / seconds for count, seconds in zip(done[1:], theirs_s, strict=True)]
+    middle = sorted(zip(ours, other, strict=True), key=lambda pair: pair[0] / pair[1])[rounds // 2]
+    return goal(
+        NAME,
+        f"{_THEIRS[student]}, instances a second",
+        f"RecBole 1.2.1's {_THEIRS[student]}",
+        [mine / yours for mine, yours in zip(ours, other, strict=True)],
+        at_least=BARS[student],
+        note=f"{middle[0]:,.0f} and {middle[1]:,.0f} in the median round",
+    )
+
+
+def main() -> int:
+    """Run the goals; 1 if one falls short."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("students", nargs="*", default=list(BARS), metavar="NAME")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        store = scientific_store(Path(name), NAME)
+        kept = [
+            compare(store, Path(name), student, options.threads, options.rounds)
+            for student in options.students
+        ]
+    return int(not all(kept))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""What RecBole 1.2.1's own training reaches on `scientific`, for the table in docs/results.md that ours is held against.
+
+    python benchmarks/recbole_quality.py MODEL ... [--seeds 1] [--epochs 200] [--patience 10] [--threads 1]
+
+RecBole's `Trainer.fit` with its early stopping on validation NDCG@10, its default configuration for the model, batches of 512
+positives, learning rate 1e-3; Recall@10 and NDCG@10 of full ranking. Slow: minutes an epoch for some models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from real_data import scientific
+from recbole_side import MODELS, recbole
+
+
+def main() -> None:
+    """A line a model and seed."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("models", nargs="+", choices=MODELS)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--patience", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    options = parser.parse_args()
+    more = {"epochs": options.epochs, "stopping_step": options.patience}
+    for model in options.models:
+        for seed in range(options.seeds):
+            with tempfile.TemporaryDirectory() as name:
+                dataset = scientific(Path(name), "recbole_quality")
+                with recbole(dataset, Path(name), model, seed=seed, **more) as peer:
+                    found = peer.ask("fit", options.threads)
+            parts = [
+                f"{part} {metric} {found[part][metric]:.4f}"
+                for part in ("valid", "test")
+                for metric in ("recall@10", "ndcg@10")
+            ]
+            print(f"{model} seed {seed}: {', '.join(parts)}; {found['seconds']:,.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
