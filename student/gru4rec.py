@@ -7,14 +7,17 @@ Legend: N tokens, B histories, D width of items, G width of the state, V items.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from cache.dataset import Dataset
 from encoder.dropout import Dropout
 from encoder.packed import Packed
+from student.recurrence import recurrence
 
 __all__ = ["GRU4Rec", "GRU4RecConfig", "make"]
 
@@ -52,9 +55,24 @@ class GRU4Rec(nn.Module):
         """[B, D] the projected state after the last item of each history."""
         order_N, alive, rank_B = _by_step(packed)
         x_ND = self.dropout(self.item_embedding(packed.items.index_select(0, order_N)))
-        _, last = self.gru_layers(PackedSequence(x_ND, alive))
-        out: Tensor = self.dense(last[-1].index_select(0, rank_B))
+        if x_ND.device.type == "cpu" and x_ND.dtype == torch.float32:
+            last_BG = self._last(x_ND, alive.tolist(), packed.positions[packed.last], rank_B)
+        else:  # one kernel for all steps
+            _, last = self.gru_layers(PackedSequence(x_ND, alive))
+            last_BG = last[-1].index_select(0, rank_B)
+        out: Tensor = self.dense(last_BG)
         return out
+
+    def _last(self, x_ND: Tensor, alive: list[int], step_B: Tensor, rank_B: Tensor) -> Tensor:
+        """[B, G] the state after each history's last item, which is its `step_B`-th from 0."""
+        states_NG = x_ND
+        for layer in range(self.config.layers):
+            into, back = (
+                getattr(self.gru_layers, f"weight_{kind}_l{layer}") for kind in ("ih", "hh")
+            )
+            states_NG = recurrence(states_NG, into, back, alive)
+        starts = torch.tensor([0, *itertools.accumulate(alive)])
+        return states_NG.index_select(0, starts[step_B] + rank_B)
 
     def item_table(self) -> Tensor:
         """[V, D]."""

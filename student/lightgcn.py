@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
@@ -43,9 +44,6 @@ class LightGCN(nn.Module):
         dataset: whose training parts are the graph.
     """
 
-    graph_UV: Tensor
-    graph_VU: Tensor
-
     def __init__(self, config: LightGCNConfig, dataset: Dataset) -> None:
         super().__init__()
         self.config = config
@@ -54,9 +52,9 @@ class LightGCN(nn.Module):
         nn.init.xavier_uniform_(self.user_embedding.weight)
         nn.init.xavier_uniform_(self.item_embedding.weight)
         self.negatives = Negatives(dataset)
-        graph_UV = _graph(dataset)
-        self.register_buffer("graph_UV", graph_UV, persistent=False)
-        self.register_buffer("graph_VU", graph_UV.t().coalesce(), persistent=False)
+        users, items, weights = _graph(dataset)
+        self.items_of_users = Neighbours(users, items, weights, dataset.num_users)
+        self.users_of_items = Neighbours(items, users, weights, dataset.num_items)
 
     def encode(self, packed: Packed) -> Tensor:
         """[B, D] the vectors of the users whose histories these are.
@@ -96,8 +94,8 @@ class LightGCN(nn.Module):
         with torch.autocast(users.device.type, enabled=False):
             for _ in range(self.config.layers):
                 users, items = (
-                    _product(self.graph_UV, self.graph_VU, items),
-                    _product(self.graph_VU, self.graph_UV, users),
+                    _product(self.items_of_users, self.users_of_items, items),
+                    _product(self.users_of_items, self.items_of_users, users),
                 )
                 users_UD, items_VD = users_UD + users, items_VD + items
         count = self.config.layers + 1
@@ -109,7 +107,47 @@ def make(config: LightGCNConfig, dataset: Dataset) -> LightGCN:
     return LightGCN(config, dataset)
 
 
-def _product(a: Tensor, at: Tensor, x: Tensor) -> Tensor:
+class Neighbours(nn.Module):
+    """A constant sparse matrix, row by row; nothing of it is saved with a model.
+
+    Multiplied by `embedding_bag`, which sums weighted rows: a quarter of `torch.sparse.mm`'s time on a processor.
+    """
+
+    columns: Tensor
+    starts: Tensor
+    weights: Tensor
+
+    def __init__(
+        self,
+        rows: NDArray[np.int64],
+        columns: NDArray[np.int64],
+        weights: NDArray[np.float32],
+        count: int,
+    ) -> None:
+        """`count` rows; entries in any order."""
+        super().__init__()
+        order = np.argsort(rows, kind="stable")
+        starts = np.append(0, np.bincount(rows, minlength=count).cumsum())
+        for name, values in (
+            ("columns", columns[order].astype(np.int32)),
+            ("starts", starts.astype(np.int32)),
+            ("weights", weights[order]),
+        ):
+            self.register_buffer(name, torch.from_numpy(values), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The matrix times `x`."""
+        return F.embedding_bag(
+            self.columns,
+            x,
+            self.starts,
+            mode="sum",
+            per_sample_weights=self.weights.to(x.dtype),
+            include_last_offset=True,
+        )
+
+
+def _product(a: Neighbours, at: Neighbours, x: Tensor) -> Tensor:
     out: Tensor = _Product.apply(a, at, x)  # type: ignore[no-untyped-call]
     return out
 
@@ -118,26 +156,19 @@ class _Product(torch.autograd.Function):
     """A constant sparse matrix times a dense one; its transpose is at hand for the way back."""
 
     @staticmethod
-    def forward(ctx: Any, a: Tensor, at: Tensor, x: Tensor) -> Tensor:
-        ctx.save_for_backward(at)
-        out: Tensor = torch.sparse.mm(a, x)
+    def forward(ctx: Any, a: Neighbours, at: Neighbours, x: Tensor) -> Tensor:
+        ctx.transposed = at
+        out: Tensor = a(x)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (at,) = ctx.saved_tensors
-        return None, None, torch.sparse.mm(at, gradient[0])
+        return None, None, ctx.transposed(gradient[0])
 
 
-def _graph(dataset: Dataset) -> Tensor:
-    """[U, V] sparse: 1 / sqrt(neighbours of the user * neighbours of the item) where they met."""
+def _graph(dataset: Dataset) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """(users, items, weights) of those who met: 1 / sqrt(neighbours of the user * neighbours of the item)."""
     users, items = training_pairs(dataset)
     degrees = (np.bincount(users)[users] * np.bincount(items)[items]).astype(np.float64)
-    return torch.sparse_coo_tensor(
-        torch.from_numpy(np.stack([users, items])),
-        torch.from_numpy((1 / np.sqrt(degrees)).astype(np.float32)),
-        (dataset.num_users, dataset.num_items),
-        is_coalesced=True,
-        check_invariants=True,
-    )
+    return users, items, (1 / np.sqrt(degrees)).astype(np.float32)
