@@ -19,7 +19,7 @@ from cache.dataset import Dataset
 from encoder.dropout import Dropout
 from encoder.packed import Packed
 from student.fields import ITEM_FIELDS, USER_FIELDS, whose
-from student.fm import FM, FMConfig, pointwise
+from student.fm import FM, FMConfig, pointwise, side
 from student.targets import Prepared
 
 __all__ = ["DeepFM", "DeepFMConfig", "make"]
@@ -63,21 +63,26 @@ class DeepFM(nn.Module):
 
     def logits(self, packed: Packed, items_C: Tensor | None = None) -> Tensor:
         """[B, C] of these item rows, or [B, V] of all."""
-        return self._pairs(packed, self.fm.encode(packed), items_C)
+        return self._pairs(packed, items_C)
 
     def own_loss(self, batch: Prepared, *, logits: bool) -> tuple[Tensor, Tensor | None]:
         """Binary cross-entropy of the target and of one negative; and the logits [T, C]."""
         packed, rows_T = batch.packed, batch.rows_T
         rows_2T = torch.cat([rows_T, self.fm.negatives(whose(packed))])
-        users_TD = self.fm.encode(packed)
-        shallow_2T = (users_TD.repeat(2, 1) * self.fm.of_items(rows_2T)).sum(dim=1)
-        first_2TW = self._user_part(packed).repeat(2, 1) + self._item_part(rows_2T)
-        base = pointwise(*(shallow_2T + self._deep(first_2TW)).view(2, -1))
-        return base, self._pairs(packed, users_TD, batch.items_C) if logits else None
+        users, items = self.fm.fields.of_users(packed), self.fm.fields.of_items(rows_2T)
+        (users_TD, own_T1), (items_2TD, own_2T1) = side(users), side(items)
+        into_users_TW, into_items_2TW = self._user_part(users), self._item_part(items)
+        first_2TW = into_items_2TW.view(2, *into_users_TW.shape) + into_users_TW
+        shallow_2T1 = (items_2TD.view(2, *users_TD.shape) * users_TD).sum(2, keepdim=True)
+        shallow_2T1 = shallow_2T1 + own_2T1.view(2, -1, 1) + own_T1 + self.fm.bias
+        base = pointwise(shallow_2T1[..., 0] + self._deep(first_2TW))
+        return base, self._pairs(packed, batch.items_C) if logits else None
 
-    def _pairs(self, packed: Packed, users_BD: Tensor, items_C: Tensor | None) -> Tensor:
+    def _pairs(self, packed: Packed, items_C: Tensor | None) -> Tensor:
         """[B, C], the perceptron in chunks of histories."""
-        user_part_BW, item_part_CW = self._user_part(packed), self._item_part(items_C)
+        fields = self.fm.fields
+        user_part_BW = self._user_part(fields.of_users(packed))
+        item_part_CW = self._item_part(fields.of_items(items_C))
         rows = max(1, _CHUNK // len(item_part_CW))
         keep = torch.is_grad_enabled()
         deep = [
@@ -86,7 +91,7 @@ class DeepFM(nn.Module):
             else self._grid(some_bW, item_part_CW)
             for some_bW in torch.split(user_part_BW, rows)
         ]
-        return users_BD @ self.fm.of_items(items_C).T + torch.cat(deep)
+        return self.fm.encode(packed) @ self.fm.of_items(items_C).T + torch.cat(deep)
 
     def _grid(self, user_part_bW: Tensor, item_part_CW: Tensor) -> Tensor:
         """[b, C]; also where a single history has more items than a chunk holds."""
@@ -97,19 +102,19 @@ class DeepFM(nn.Module):
         ]
         return torch.cat(parts, dim=1)
 
-    def _user_part(self, packed: Packed) -> Tensor:
+    def _user_part(self, fields_BFD: Tensor) -> Tensor:
         """[B, W] what the first layer makes of the user's fields."""
-        return self._part(self.fm.fields.of_users(packed), slice(0, USER_FIELDS))
+        return self._part(fields_BFD, slice(0, USER_FIELDS))
 
-    def _item_part(self, rows_C: Tensor | None) -> Tensor:
+    def _item_part(self, fields_CFD: Tensor) -> Tensor:
         """[C, W] what it makes of the item's fields, and its bias."""
         fields = slice(USER_FIELDS, USER_FIELDS + ITEM_FIELDS)
-        return self._part(self.fm.fields.of_items(rows_C), fields) + self.first.bias
+        return self._part(fields_CFD, fields) + self.first.bias
 
-    def _part(self, vectors_NFD: Tensor, fields: slice) -> Tensor:
+    def _part(self, fields_NFD: Tensor, fields: slice) -> Tensor:
         width = self.config.hidden
         weight = self.first.weight[:, fields.start * width : fields.stop * width]
-        out: Tensor = self.dropout(vectors_NFD.flatten(1)) @ weight.T
+        out: Tensor = self.dropout(fields_NFD[..., :width].flatten(1)) @ weight.T
         return out
 
     def _deep(self, first: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ string of the dataset's columns a value (the empty one too). Legend: B histories
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cache.dataset import Dataset
 from encoder.packed import Packed
@@ -43,33 +44,41 @@ def whose(packed: Packed) -> Tensor:
 
 
 class Fields(nn.Module):
-    """A vector of `width` for every value of every field, drawn as RecBole draws them (xavier, normal)."""
+    """A vector and a weight for every value of every field, in one table, drawn as RecBole draws them (xavier, normal).
 
-    codes_V2: Tensor
+    The table holds the users, the items in histories, the items, the brands and the categories, in this order; a row is
+    a vector of `width` and then the weight. One table, because a step then looks up and learns once, not ten times.
+    """
+
+    items_V3: Tensor
 
     def __init__(self, dataset: Dataset, width: int) -> None:
         super().__init__()
         codes_V2 = codes(dataset)
-        self.register_buffer("codes_V2", codes_V2, persistent=False)
         brands, categories = (int(n) + 1 for n in codes_V2.amax(dim=0))
-        self.user = nn.Embedding(dataset.num_users, width)
-        self.history = nn.Embedding(dataset.num_items, width)
-        self.item = nn.Embedding(dataset.num_items, width)
-        self.brand = nn.Embedding(brands, width)
-        self.category = nn.Embedding(categories, width)
-        for table in (self.user, self.history, self.item, self.brand, self.category):
-            nn.init.xavier_normal_(table.weight)
+        sizes = [dataset.num_users, dataset.num_items, dataset.num_items, brands, categories]
+        self.starts = [0, *itertools.accumulate(sizes)]
+        own_V1 = torch.arange(dataset.num_items)[:, None]
+        rows_V3 = torch.cat([own_V1, codes_V2], dim=1) + torch.tensor(self.starts[2:5])
+        self.register_buffer("items_V3", rows_V3, persistent=False)
+        self.table = nn.Embedding(sum(sizes), width + 1)
+        with torch.no_grad():
+            for block in torch.split(self.table.weight, sizes):
+                for columns in (slice(0, width), slice(width, None)):
+                    block[:, columns] = nn.init.xavier_normal_(block[:, columns].clone())
 
     def of_users(self, packed: Packed) -> Tensor:
-        """[B, 2, D]."""
-        starts_B = packed.last - packed.positions[packed.last]
-        history_BD = F.embedding_bag(packed.items, self.history.weight, starts_B, mode="mean")
-        return torch.stack([self.user(whose(packed)), history_BD], dim=1)
+        """[B, 2, D + 1] the user's own and the mean over the history."""
+        users_B, lengths_B = whose(packed), packed.positions[packed.last] + 1
+        found = self.table(torch.cat([users_B, packed.items + self.starts[1]]))
+        own_BD, items_ND = found.split([len(users_B), len(packed.items)])
+        owners_N = torch.repeat_interleave(lengths_B, output_size=len(packed.items))
+        sums_BD = torch.zeros_like(own_BD).index_add(0, owners_N, items_ND)
+        return torch.stack([own_BD, sums_BD / lengths_B[:, None]], dim=1)
 
     def of_items(self, rows_C: Tensor | None = None) -> Tensor:
-        """[C, 3, D] of these rows, or of all V."""
-        items_CD = self.item.weight if rows_C is None else self.item(rows_C)
-        codes_C2 = self.codes_V2 if rows_C is None else self.codes_V2.index_select(0, rows_C)
-        return torch.stack(
-            [items_CD, self.brand(codes_C2[:, 0]), self.category(codes_C2[:, 1])], dim=1
+        """[C, 3, D + 1] of these rows, or of all V."""
+        found: Tensor = self.table(
+            self.items_V3 if rows_C is None else self.items_V3.index_select(0, rows_C)
         )
+        return found

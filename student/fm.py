@@ -42,14 +42,13 @@ class FM(nn.Module):
         super().__init__()
         self.config = config
         self.fields = Fields(dataset, config.hidden)
-        self.first_order = Fields(dataset, 1)
         self.bias = nn.Parameter(torch.zeros(1))
         self.negatives = Negatives(dataset)
 
     def encode(self, packed: Packed) -> Tensor:
         """[B, D + 2]: the user's fields summed, a one, and what the user's side comes to by itself."""
-        own_B = self.first_order.of_users(packed).sum(dim=(1, 2)) + self.bias
-        return _side(self.fields.of_users(packed), own_B, own_last=True)
+        sum_BD, own_B = side(self.fields.of_users(packed))
+        return torch.cat([sum_BD, torch.ones_like(own_B), own_B + self.bias], dim=1)
 
     def item_table(self) -> Tensor:
         """[V, D + 2]."""
@@ -57,17 +56,15 @@ class FM(nn.Module):
 
     def of_items(self, rows_C: Tensor | None = None) -> Tensor:
         """[C, D + 2] of these rows, or of all V: the fields summed, the item's side by itself, and a one."""
-        own_C = self.first_order.of_items(rows_C).sum(dim=(1, 2))
-        return _side(self.fields.of_items(rows_C), own_C, own_last=False)
+        sum_CD, own_C = side(self.fields.of_items(rows_C))
+        return torch.cat([sum_CD, own_C, torch.ones_like(own_C)], dim=1)
 
     def own_loss(self, batch: Prepared, *, logits: bool) -> tuple[Tensor, Tensor | None]:
         """Binary cross-entropy of the target and of one negative; and the logits [T, C]."""
         negatives_T = self.negatives(whose(batch.packed))
         users_TD = self.encode(batch.packed)
-        base = pointwise(
-            (users_TD * self.of_items(batch.rows_T)).sum(dim=1),
-            (users_TD * self.of_items(negatives_T)).sum(dim=1),
-        )
+        items_2TD = self.of_items(torch.cat([batch.rows_T, negatives_T]))
+        base = pointwise((users_TD * items_2TD.view(2, *users_TD.shape)).sum(dim=2))
         return base, users_TD @ self.of_items(batch.items_C).T if logits else None
 
 
@@ -76,14 +73,19 @@ def make(config: FMConfig, dataset: Dataset) -> FM:
     return FM(config, dataset)
 
 
-def pointwise(positives_T: Tensor, negatives_T: Tensor) -> Tensor:
-    """Mean binary cross-entropy of logits that should be high and logits that should be low."""
-    return (F.softplus(-positives_T).mean() + F.softplus(negatives_T).mean()) / 2
+def pointwise(logits_2T: Tensor) -> Tensor:
+    """Mean binary cross-entropy of logits that should be high, in the first row, and logits that should be low."""
+    signs_21 = logits_2T.new_tensor([[-1.0], [1.0]])
+    return F.softplus(logits_2T * signs_21).mean()
 
 
-def _side(vectors_NFD: Tensor, own_N: Tensor, *, own_last: bool) -> Tensor:
-    """[N, D + 2] of one side; `own_N` is joined by the pairs within the side, (|sum|^2 - sum of |v|^2) / 2."""
-    sum_ND = vectors_NFD.sum(dim=1)
-    own_N = own_N + (sum_ND.square() - vectors_NFD.square().sum(dim=1)).sum(dim=1) / 2
-    ends = [torch.ones_like(own_N), own_N] if own_last else [own_N, torch.ones_like(own_N)]
-    return torch.cat([sum_ND, torch.stack(ends, dim=1)], dim=1)
+def side(fields_NFD: Tensor) -> tuple[Tensor, Tensor]:
+    """([N, D], [N, 1]) of one side, from vectors and weights: the sum of the vectors, and what it comes to by itself.
+
+    That is the weights and the pairs within the side, (|sum|^2 - sum of |v|^2) / 2.
+    """
+    vectors_NFD, sum_ND = fields_NFD[..., :-1], fields_NFD.sum(dim=1)
+    pairs_N1 = sum_ND[:, :-1].square().sum(1, keepdim=True) - vectors_NFD.square().sum(
+        (1, 2), keepdim=True
+    ).squeeze(2)
+    return sum_ND[:, :-1], sum_ND[:, -1:] + pairs_N1 / 2

@@ -7,7 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -23,6 +23,8 @@ from tests.student.small import first_batch, made, packed, shop
 HISTORIES = [[3], [1, 2, 2, 5], [0, 23], [7, 8, 9, 10, 11, 12]]
 USERS = [4, 0, 39, 4]
 
+Weights: TypeAlias = dict[str, Tensor]
+
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
@@ -35,37 +37,34 @@ def attributes(item: int) -> tuple[str, str]:
     return brand, "" if item % 7 == 0 else f"category {item % 4}"
 
 
-def vectors(
-    w: dict[str, Tensor], at: str, user: int, history: list[int], item: int
-) -> list[Tensor]:
-    """The five fields' vectors, in the order user, history, item, brand, category."""
+def rows(w: Weights, at: str, user: int, history: list[int], item: int) -> list[Tensor]:
+    """The five fields' vectors, each with its weight behind it, in the order user, history, item, brand, category."""
     brands = sorted({attributes(one)[0] for one in range(24)})
     categories = sorted({attributes(one)[1] for one in range(24)})
     brand, category = attributes(item)
+    # one table: 40 users, 24 items in histories, 24 items, the brands, the categories
+    table = w[f"{at}fields.table.weight"]
     return [
-        w[f"{at}.user.weight"][user],
-        sum(w[f"{at}.history.weight"][one] for one in history) / len(history),
-        w[f"{at}.item.weight"][item],
-        w[f"{at}.brand.weight"][brands.index(brand)],
-        w[f"{at}.category.weight"][categories.index(category)],
+        table[user],
+        sum(table[40 + one] for one in history) / len(history),
+        table[64 + item],
+        table[88 + brands.index(brand)],
+        table[88 + len(brands) + categories.index(category)],
     ]
 
 
-def plain_fm(w: dict[str, Tensor], of: str, user: int, history: list[int], item: int) -> Tensor:
+def plain_fm(w: Weights, of: str, user: int, history: list[int], item: int) -> Tensor:
     """A bias, a weight for each field, a dot product for each of the ten pairs of fields."""
-    score = w[f"{of}bias"][0] + sum(
-        one[0] for one in vectors(w, f"{of}first_order", user, history, item)
-    )
-    for one, other in itertools.combinations(vectors(w, f"{of}fields", user, history, item), 2):
-        score = score + one @ other
+    fields = rows(w, of, user, history, item)
+    score = w[f"{of}bias"][0] + sum(one[-1] for one in fields)
+    for one, other in itertools.combinations(fields, 2):
+        score = score + one[:-1] @ other[:-1]
     return score
 
 
-def plain_deepfm(
-    w: dict[str, Tensor], depth: int, user: int, history: list[int], item: int
-) -> Tensor:
+def plain_deepfm(w: Weights, depth: int, user: int, history: list[int], item: int) -> Tensor:
     """The same plus a perceptron over the five vectors laid end to end."""
-    x = torch.cat(vectors(w, "fm.fields", user, history, item))
+    x = torch.cat([one[:-1] for one in rows(w, "fm.", user, history, item)])
     names = ["first", *(f"layer.{number}" for number in range(depth - 1))]
     for name in names:
         x = (w[f"{name}.weight"] @ x + w[f"{name}.bias"]).clamp(min=0)
