@@ -65,6 +65,7 @@ class Packed:
         *,
         users: NDArray[np.integer[Any]] | None = None,
         causal: bool = True,
+        tiled: bool = True,
     ) -> Packed:
         """Lay out histories.
 
@@ -73,6 +74,7 @@ class Packed:
             lengths: [B], each at least 1, summing to N.
             users: [B] rows of the users whose histories they are.
             causal: whether attention sees no later item than the place it stands at.
+            tiled: False leaves out what attention alone needs, `tiles` and `untiled`: half of the work.
 
         Raises:
             ValueError: an empty history, or lengths that do not sum to N.
@@ -89,7 +91,7 @@ class Packed:
         positions = np.arange(len(flat)) - np.repeat(starts, sizes)
         tiles, order = [], [np.empty(0, np.int64)]
         shorter = 0
-        for width in (*_WIDTHS, int(sizes.max(initial=0))):
+        for width in (*_WIDTHS, int(sizes.max(initial=0))) if tiled else ():
             members = np.flatnonzero((sizes > shorter) & (sizes <= width))
             if len(members):
                 tokens, places, mask = _tile(starts[members], sizes[members], width, causal)
@@ -103,8 +105,8 @@ class Packed:
                 )
                 order.append(tokens[places])
             shorter = max(shorter, width)
-        untiled = np.empty(len(flat), np.int64)
-        untiled[np.concatenate(order)] = np.arange(len(flat))
+        untiled = np.empty(len(flat) if tiled else 0, np.int64)
+        untiled[np.concatenate(order)] = np.arange(len(untiled))
         return cls(
             items=_to(flat.astype(np.int64), device),
             positions=_to(positions, device),

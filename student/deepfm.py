@@ -19,7 +19,7 @@ from cache.dataset import Dataset
 from encoder.dropout import Dropout
 from encoder.packed import Packed
 from student.fields import ITEM_FIELDS, USER_FIELDS, whose
-from student.fm import FM, FMConfig, pointwise, side
+from student.fm import FM, FMConfig, pairs, pointwise, side
 from student.targets import Prepared
 
 __all__ = ["DeepFM", "DeepFMConfig", "make"]
@@ -45,6 +45,8 @@ class DeepFM(nn.Module):
         dataset: whose users, items and attributes have vectors.
     """
 
+    attends = False
+
     def __init__(self, config: DeepFMConfig, dataset: Dataset) -> None:
         super().__init__()
         self.config = config
@@ -69,13 +71,11 @@ class DeepFM(nn.Module):
         """Binary cross-entropy of the target and of one negative; and the logits [T, C]."""
         packed, rows_T = batch.packed, batch.rows_T
         rows_2T = torch.cat([rows_T, self.fm.negatives(whose(packed))])
-        users, items = self.fm.fields.of_users(packed), self.fm.fields.of_items(rows_2T)
-        (users_TD, own_T1), (items_2TD, own_2T1) = side(users), side(items)
+        users, items = self.fm.fields.of_both(packed, rows_2T)
         into_users_TW, into_items_2TW = self._user_part(users), self._item_part(items)
         first_2TW = into_items_2TW.view(2, *into_users_TW.shape) + into_users_TW
-        shallow_2T1 = (items_2TD.view(2, *users_TD.shape) * users_TD).sum(2, keepdim=True)
-        shallow_2T1 = shallow_2T1 + own_2T1.view(2, -1, 1) + own_T1 + self.fm.bias
-        base = pointwise(shallow_2T1[..., 0] + self._deep(first_2TW))
+        shallow_2T = pairs(*side(users), *side(items)) + self.fm.bias
+        base = pointwise(shallow_2T + self._deep(first_2TW))
         return base, self._pairs(packed, batch.items_C) if logits else None
 
     def _pairs(self, packed: Packed, items_C: Tensor | None) -> Tensor:

@@ -67,14 +67,19 @@ class Fields(nn.Module):
                 for columns in (slice(0, width), slice(width, None)):
                     block[:, columns] = nn.init.xavier_normal_(block[:, columns].clone())
 
+    def of_both(self, packed: Packed, rows_C: Tensor) -> tuple[Tensor, Tensor]:
+        """`of_users` and `of_items` by one look at the table."""
+        users_B, lengths_B = whose(packed), packed.positions[packed.last] + 1
+        rows = [users_B, packed.items + self.starts[1], self.items_V3[rows_C].flatten()]
+        found = self.table(torch.cat(rows)).split([len(one) for one in rows])
+        return _means(found[0], found[1], lengths_B), found[2].view(len(rows_C), ITEM_FIELDS, -1)
+
     def of_users(self, packed: Packed) -> Tensor:
         """[B, 2, D + 1] the user's own and the mean over the history."""
         users_B, lengths_B = whose(packed), packed.positions[packed.last] + 1
         found = self.table(torch.cat([users_B, packed.items + self.starts[1]]))
         own_BD, items_ND = found.split([len(users_B), len(packed.items)])
-        owners_N = torch.repeat_interleave(lengths_B, output_size=len(packed.items))
-        sums_BD = torch.zeros_like(own_BD).index_add(0, owners_N, items_ND)
-        return torch.stack([own_BD, sums_BD / lengths_B[:, None]], dim=1)
+        return _means(own_BD, items_ND, lengths_B)
 
     def of_items(self, rows_C: Tensor | None = None) -> Tensor:
         """[C, 3, D + 1] of these rows, or of all V."""
@@ -82,3 +87,10 @@ class Fields(nn.Module):
             self.items_V3 if rows_C is None else self.items_V3.index_select(0, rows_C)
         )
         return found
+
+
+def _means(own_BD: Tensor, items_ND: Tensor, lengths_B: Tensor) -> Tensor:
+    """[B, 2, D] the user's own, and the mean of the history's items."""
+    owners_N = torch.repeat_interleave(lengths_B, output_size=len(items_ND))
+    sums_BD = torch.zeros_like(own_BD).index_add(0, owners_N, items_ND)
+    return torch.stack([own_BD, sums_BD / lengths_B[:, None]], dim=1)

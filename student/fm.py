@@ -38,6 +38,8 @@ class FM(nn.Module):
         dataset: whose users, items and attributes have vectors.
     """
 
+    attends = False
+
     def __init__(self, config: FMConfig, dataset: Dataset) -> None:
         super().__init__()
         self.config = config
@@ -62,10 +64,11 @@ class FM(nn.Module):
     def own_loss(self, batch: Prepared, *, logits: bool) -> tuple[Tensor, Tensor | None]:
         """Binary cross-entropy of the target and of one negative; and the logits [T, C]."""
         negatives_T = self.negatives(whose(batch.packed))
-        users_TD = self.encode(batch.packed)
-        items_2TD = self.of_items(torch.cat([batch.rows_T, negatives_T]))
-        base = pointwise((users_TD * items_2TD.view(2, *users_TD.shape)).sum(dim=2))
-        return base, users_TD @ self.of_items(batch.items_C).T if logits else None
+        rows_2T = torch.cat([batch.rows_T, negatives_T])
+        users, items = self.fields.of_both(batch.packed, rows_2T)
+        (users_TD, own_T1), (items_2TD, own_2T1) = side(users), side(items)
+        base = pointwise(pairs(users_TD, own_T1, items_2TD, own_2T1) + self.bias)
+        return base, self.encode(batch.packed) @ self.of_items(batch.items_C).T if logits else None
 
 
 def make(config: FMConfig, dataset: Dataset) -> FM:
@@ -89,3 +92,9 @@ def side(fields_NFD: Tensor) -> tuple[Tensor, Tensor]:
         (1, 2), keepdim=True
     ).squeeze(2)
     return sum_ND[:, :-1], sum_ND[:, -1:] + pairs_N1 / 2
+
+
+def pairs(users_TD: Tensor, own_T1: Tensor, items_2TD: Tensor, own_2T1: Tensor) -> Tensor:
+    """[2, T] scores of each user with two items, but for the bias, from what `side` gives of both."""
+    across_2T = torch.einsum("td,btd->bt", users_TD, items_2TD.view(2, *users_TD.shape))
+    return across_2T + own_2T1.view(2, -1) + own_T1[:, 0]

@@ -41,6 +41,8 @@ class FMLPRec(nn.Module):
         num_items: V.
     """
 
+    attends = False
+
     def __init__(self, config: FMLPRecConfig, num_items: int) -> None:
         super().__init__()
         self.config = config

@@ -40,6 +40,8 @@ class GRU4Rec(nn.Module):
         num_items: V.
     """
 
+    attends = False
+
     def __init__(self, config: GRU4RecConfig, num_items: int) -> None:
         super().__init__()
         self.config = config

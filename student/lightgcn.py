@@ -44,6 +44,8 @@ class LightGCN(nn.Module):
         dataset: whose training parts are the graph.
     """
 
+    attends = False
+
     def __init__(self, config: LightGCNConfig, dataset: Dataset) -> None:
         super().__init__()
         self.config = config

@@ -253,7 +253,15 @@ def train(
         model.train()
         sums = torch.zeros(2, device=device)
         slots = 0
-        batches = prepared(dataset, source, order, readers, settings.join, device=device)
+        batches = prepared(
+            dataset,
+            source,
+            order,
+            readers,
+            settings.join,
+            device=device,
+            tiled=getattr(model, "attends", True),
+        )
         for done, batch in enumerate(batches, start=1):
             seed_step(settings.seed, state.step)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.amp):

@@ -2,7 +2,8 @@
 
 Structural: a `torch.nn.Module` with these methods is a student, whoever wrote it. It scores in one of two ways: by vectors
 (`Student`) or, where a score is no dot product, by itself (`Scorer`). Its base loss is the cross-entropy over all items,
-unless it brings its own (`OwnLoss`). Legend: B histories, T slots, C columns of a batch, D width, V items.
+unless it brings its own (`OwnLoss`). One that has `attends = False` gets histories without the layout for attention, which
+takes half the time to make. Legend: B histories, T slots, C columns of a batch, D width, V items.
 """
 
 from __future__ import annotations

@@ -260,11 +260,13 @@ def prepared(
     *,
     device: torch.device | str = "cpu",
     ahead: int = 2,
+    tiled: bool = True,
 ) -> Iterator[Prepared]:
     """The plan's batches in `order`, each made ready before it is asked for, at most `ahead` (at least 1) at a time.
 
     Args:
         plan: the plan, or fresh batches.
+        tiled: False for a student without attention: `Packed.of` has less to do.
     """
     ready: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=max(1, ahead))
     abandoned = threading.Event()
@@ -282,7 +284,7 @@ def prepared(
         try:
             for index in order:
                 batch = plan[int(index)]
-                if not hand_over(_prepare(dataset, batch, readers, settings, device)):
+                if not hand_over(_prepare(dataset, batch, readers, settings, device, tiled)):
                     return
             hand_over(None)
         except BaseException as error:
@@ -307,13 +309,16 @@ def _prepare(
     readers: Sequence[Scores],
     settings: JoinSettings | None,
     device: torch.device | str,
+    tiled: bool,
 ) -> Prepared:
     target = None if settings is None else target_of(readers, batch, settings, device)
     items_C = _index(batch.items)
     columns_T = _index(batch.columns)
     return Prepared(
         slots=len(batch.instances),
-        packed=Packed.of(*dataset.histories(batch.users, batch.ends), device, users=batch.users),
+        packed=Packed.of(
+            *dataset.histories(batch.users, batch.ends), device, users=batch.users, tiled=tiled
+        ),
         items_C=sent(items_C, device),
         columns_T=sent(columns_T, device),
         rows_T=sent(items_C[columns_T], device),
