@@ -19,7 +19,7 @@ from cache.dataset import Dataset
 from encoder.dropout import Dropout
 from encoder.packed import Packed
 from student.fields import ITEM_FIELDS, USER_FIELDS, whose
-from student.fm import FM, FMConfig, pairs, pointwise, side
+from student.fm import FM, FMConfig, pairs, pointwise
 from student.targets import Prepared
 
 __all__ = ["DeepFM", "DeepFMConfig", "make"]
@@ -74,7 +74,7 @@ class DeepFM(nn.Module):
         users, items = self.fm.fields.of_both(packed, rows_2T)
         into_users_TW, into_items_2TW = self._user_part(users), self._item_part(items)
         first_2TW = into_items_2TW.view(2, *into_users_TW.shape) + into_users_TW
-        shallow_2T = pairs(*side(users), *side(items)) + self.fm.bias
+        shallow_2T = pairs(users, items) + self.fm.bias
         base = pointwise(shallow_2T + self._deep(first_2TW))
         return base, self._pairs(packed, batch.items_C) if logits else None
 

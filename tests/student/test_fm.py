@@ -17,7 +17,7 @@ from cache.store import Store
 from student import deepfm
 from student.deepfm import DeepFM, DeepFMConfig
 from student.fields import codes
-from student.fm import FM, FMConfig
+from student.fm import FM, FMConfig, pairs
 from tests.student.small import first_batch, made, packed, shop
 
 HISTORIES = [[3], [1, 2, 2, 5], [0, 23], [7, 8, 9, 10, 11, 12]]
@@ -123,6 +123,13 @@ def test_their_loss_is_pointwise_and_their_logits_come_before_the_sigmoid(
         rows.append([plain(model, user, history, c).item() for c in batch.items_C.tolist()])
     assert base.item() == pytest.approx(total / (2 * batch.slots), rel=1e-4)
     torch.testing.assert_close(logits, torch.tensor(rows), atol=1e-5, rtol=1e-5)
+
+
+def test_the_way_back_that_is_written_out_is_that_of_finite_differences() -> None:
+    torch.manual_seed(0)
+    users = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
+    items = torch.randn(6, 3, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(pairs, [users, items])
 
 
 def test_attributes_are_told_apart_and_missing_ones_are_one_value(store: Store) -> None:
