@@ -12,7 +12,18 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("ingest", "prefixes", "recformer", "build", "reader", "fit", "sasrec", "evaluate")
+NAMES = (
+    "ingest",
+    "prefixes",
+    "recformer",
+    "build",
+    "writer",
+    "reader",
+    "verify",
+    "fit",
+    "sasrec",
+    "evaluate",
+)
 
 
 def main(wanted: list[str]) -> int:

@@ -161,9 +161,16 @@ class Layout:
         return shard[: present * self.stored_bytes].reshape(present, self.stored_bytes)
 
 
-def encode_shard(layout: Layout, shard: int, batches: Iterable[NDArray[np.float16]]) -> Raw:
-    """The bytes of a shard file from its batches, each [T_b, C_b]; the rest of a chunk is NaN."""
-    data = np.empty(layout.shard_size(shard), np.uint8)
+def encode_shard(
+    layout: Layout, shard: int, batches: Iterable[NDArray[np.float16]], out: Raw | None = None
+) -> Raw:
+    """The bytes of a shard file from its batches, each [T_b, C_b]; the rest of a chunk is NaN.
+
+    Args:
+        out: at least so many bytes to lay them out in, else fresh ones.
+    """
+    size = layout.shard_size(shard)
+    data = np.empty(size, np.uint8) if out is None else out[:size]
     places = layout.places(data, shard)
     scores_BTC = layout.scores(data, shard)
     for place, target_TC, scores_TC in zip(places, scores_BTC, batches, strict=True):

@@ -118,6 +118,8 @@ class ScoreWriter:
         self.plan = plan
         self.layout = layout
         self.part = part
+        # of one shard, used again: fresh pages for each would cost more than its checksums
+        self._buffer = np.empty(layout.shard_size(0), np.uint8)
 
     @classmethod
     def open(
@@ -161,6 +163,7 @@ class ScoreWriter:
             self.layout,
             unit,
             (self._normalise(i, raw) for i, raw in zip(numbers, raws, strict=True)),
+            self._buffer,
         )
         self.part.put(self.layout.shard_path(unit), shard.data)
 
@@ -171,7 +174,8 @@ class ScoreWriter:
             StoreError: ``scores.incomplete`` when units are missing, ``store.wrong_digest`` when the
                 disk gives back other bytes than it was given.
         """
-        missing = list(self.missing())
+        # by name and size; publishing reads them all and compares with the journal
+        missing = [path for path in self.layout.sizes() if not self.part.there(path)]
         if missing:
             raise StoreError(
                 f"{self.work}: {len(missing)} of {len(self.layout.shards)} shards are not there yet; "

@@ -86,6 +86,10 @@ class Unfinished:
         """Whether the part's file `path` is there, byte for byte; reads it."""
         return self.journal.whole(f"{_SET}/{path}")
 
+    def there(self, path: str) -> bool:
+        """Whether the part's file `path` was put and lies there in its size; reads nothing."""
+        return self.journal.there(f"{_SET}/{path}")
+
     def put(self, path: str, *pieces: Bytes) -> None:
         """Write one file of the part, durably."""
         self.journal.put(f"{_SET}/{path}", *pieces)
