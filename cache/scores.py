@@ -27,6 +27,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from cache.atomic import disk_errors
+from cache.codec import decode, half_steps
 from cache.digest import sha256_bytes
 from cache.errors import StoreError, UsageError
 from cache.layout import METADATA, Layout, Raw, crc32c
@@ -36,7 +37,7 @@ from cache.plan import Plan
 
 __all__ = ["ScoreReader", "check_lineage", "refuse_other_settings", "sound_teacher"]
 
-Scores: TypeAlias = NDArray[np.float16]
+Scores: TypeAlias = NDArray[np.floating[Any]]
 
 MAPPED_BYTES = 512 << 20
 _MADV_POPULATE_READ = 22  # Linux 5.14; Python has no name for it
@@ -49,7 +50,7 @@ class _Shard:
     memory: mmap.mmap
     data: Raw  #: the whole file
     chunks: Raw  #: [batches, chunk bytes]
-    scores_BTC: Scores  #: the same chunks, a view
+    stored_BTR: NDArray[Any]  #: the same chunks, a view
     populated: bytearray  #: one flag a chunk: its pages are mapped in
     fingerprints: list[int]  #: what `_fingerprint` of each chunk must be
 
@@ -153,7 +154,10 @@ class ScoreReader:
         return self._shapes[index]
 
     def __getitem__(self, index: int) -> Scores:
-        """Log-probabilities [T_b, C_b] of one batch: a read-only view of the file, verified.
+        """Log-probabilities [T_b, C_b] of one batch, verified.
+
+        Returns:
+            float16, a read-only view of the file; with codec `u8` float32, decoded from it.
 
         Raises:
             StoreError: the bytes are not those that were sealed; names the file and the batch.
@@ -161,13 +165,28 @@ class ScoreReader:
         shard, place = self._find(index)
         self._check(index, shard, place)
         rows, width = self._shapes[index]
-        return shard.scores_BTC[place, :rows, :width]
+        if self.layout.codec == "u8":
+            decoded_TC = np.empty((rows, width), np.float32)
+            decode(shard.stored_BTR[place], decoded_TC)
+            return decoded_TC
+        view_TC: Scores = shard.stored_BTR[place, :rows, :width]
+        return view_TC
+
+    def rounding(self, index: int) -> NDArray[np.float32]:
+        """[T_b, 1] nats that the codec may have moved a log-probability of each row by, float16 apart."""
+        rows, _ = self._shapes[index]
+        if self.layout.codec == "none":
+            return np.zeros((rows, 1), np.float32)
+        shard, place = self._find(index)
+        self._check(index, shard, place)
+        return half_steps(shard.stored_BTR[place, :rows])
 
     def read_into(self, index: int, out: Scores, *, check: bool = True) -> Scores:
         """Copy one batch into the caller's buffer, verified; returns the part that holds it.
 
         Args:
-            out: float16 [T, C] of the layout (fastest: one straight copy) or [T_b, C_b].
+            out: float16 or float32, [T, C] of the layout (fastest: one straight copy) or [T_b, C_b]. With codec
+                `u8` float32 is the faster one.
             check: compare the chunk's fingerprint; without, what was true when the shard file was first touched is
                 taken to be true still.
 
@@ -179,18 +198,21 @@ class ScoreReader:
             UsageError: `out` has neither of the two shapes.
         """
         shard, place = self._find(index)
-        scores_TC = shard.scores_BTC[place]
+        stored_TR = shard.stored_BTR[place]
         rows, width = self._shapes[index]
-        if out.shape == scores_TC.shape:
-            np.copyto(out[:rows], scores_TC[:rows])
-        elif out.shape == (rows, width):
-            np.copyto(out, scores_TC[:rows, :width])
-        else:
+        whole = (self.layout.slots, self.layout.columns)
+        if out.shape not in (whole, (rows, width)):
             raise UsageError(
-                f"batch {index}: the buffer has shape {out.shape}, {scores_TC.shape} or "
+                f"batch {index}: the buffer has shape {out.shape}, {whole} or "
                 f"{(rows, width)} was expected; hand in one of these.",
                 code="scores.wrong_buffer",
             )
+        if self.layout.codec == "u8":
+            decode(stored_TR, out[:rows, :width])
+        elif out.shape == whole:
+            np.copyto(out[:rows], stored_TR[:rows])
+        else:
+            np.copyto(out, stored_TR[:rows, :width])
         # after the copy, while the chunk is in the processor's cache: a fifth faster than before it
         if check:
             self._check(index, shard, place)
@@ -242,7 +264,7 @@ class ScoreReader:
             memory=memory,
             data=data,
             chunks=self.layout.chunks(data, number),
-            scores_BTC=self.layout.scores(data, number),
+            stored_BTR=self.layout.stored(data, number),
             populated=bytearray(len(self.layout.shard_batches(number))),
             fingerprints=[],
         )
@@ -266,7 +288,7 @@ class ScoreReader:
         index = layout.index(number)
         if not np.array_equal(shard.data[-len(index) :], index):
             raise StoreError(
-                f"{path}: its index is not the one of format 1; {ADVICE}.", code="store.bad_index"
+                f"{path}: its index is not the one of its layout; {ADVICE}.", code="store.bad_index"
             )
         shard.populated[:] = b"\1" * len(shard.populated)
         return fingerprints
@@ -290,6 +312,7 @@ def _layout(folder: Path, manifest: Manifest, plan: Plan) -> Layout:
     """The layout that the manifest asks for, once every setting is known to be sound."""
     settings, counts = manifest.settings, manifest.counts
     per_shard: Any = settings.get("batches_per_shard")
+    codec: Any = settings.get("codec")
     expected = {"batches": len(plan), "columns": plan.num_columns, "slots": plan.batch_size}
     sound = (
         counts == expected
@@ -297,9 +320,9 @@ def _layout(folder: Path, manifest: Manifest, plan: Plan) -> Layout:
         and not isinstance(per_shard, bool)
         and 1 <= per_shard <= max(1, len(plan))
         and sound_teacher(settings)
-        and settings.get("dtype") == "float16"
         and settings.get("score") == "log_softmax"
-        and settings.get("codec") == "none"
+        and (manifest.format, codec, settings.get("dtype"))
+        in ((1, "none", "float16"), (2, "u8", "uint8"))
     )
     if not sound:
         raise StoreError(
@@ -308,7 +331,11 @@ def _layout(folder: Path, manifest: Manifest, plan: Plan) -> Layout:
             code="store.bad_settings",
         )
     return Layout(
-        batches=len(plan), slots=plan.batch_size, columns=plan.num_columns, per_shard=per_shard
+        batches=len(plan),
+        slots=plan.batch_size,
+        columns=plan.num_columns,
+        per_shard=per_shard,
+        codec=codec,
     )
 
 
