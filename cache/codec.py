@@ -40,8 +40,6 @@ def encode_into(target_TR: NDArray[np.uint8], log_TC: NDArray[np.floating[Any]])
     offset_T = _halves_not_below(values_TC.max(axis=1))
     range_T = offset_T.astype(np.float32) - values_TC.min(axis=1)
     step_T = _halves_not_below(range_T / np.float32(_LAST))
-    short_T = step_T.astype(np.float32) * np.float32(_LAST) < range_T
-    step_T[short_T] = np.nextafter(step_T[short_T], _HALF.type(np.inf))
     values_TC -= offset_T.astype(np.float32)[:, None]
     # equal values have no step; any divisor gives them the code 0
     values_TC /= -np.where(step_T > 0, step_T, 1).astype(np.float32)[:, None]
