@@ -139,7 +139,7 @@ class FactorWriter:
             StoreError: ``scores.incomplete`` when units are missing, ``store.wrong_digest`` when the
                 disk gives back other bytes than it was given.
         """
-        missing = list(self.missing())
+        missing = [path for path in self.layout.sizes() if not self.part.there(path)]
         if missing:
             raise StoreError(
                 f"{self.part.work}: {len(missing)} of {len(self.layout.sizes())} files are not there "

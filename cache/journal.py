@@ -2,8 +2,8 @@
 
     <work>/journal.jsonl   one line a file: {"path", "sha256", "size"}
 
-A file goes through the one door first, then its line is appended and fsynced; the digest is taken from memory before
-writing. On resume a file counts only if it is journalled and its bytes still hash to that digest. A torn or damaged line is
+A file goes through the one door first, then its line is appended and fsynced; the digest is taken from memory while the
+disk writes. On resume a file counts only if it is journalled and its bytes still hash to that digest. A torn or damaged line is
 dropped: it costs the work of one file, never the result.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cache.atomic import append_line, disk_errors, put
@@ -20,6 +21,8 @@ from cache.manifest import Entry
 __all__ = ["JOURNAL", "Journal", "parse_line"]
 
 JOURNAL = "journal.jsonl"
+
+_LARGE = 1 << 20  #: bytes from which hashing beside the writing pays for a thread
 
 
 class Journal:
@@ -41,8 +44,15 @@ class Journal:
     def put(self, name: str, *pieces: Bytes) -> None:
         """Write a file and its line, both durable on return."""
         size = sum(memoryview(piece).nbytes for piece in pieces)
-        entry = Entry(path=name, size=size, sha256=sha256_bytes(*pieces))
-        put(self.folder / name, *pieces)
+        if size < _LARGE:
+            digest = sha256_bytes(*pieces)
+            put(self.folder / name, *pieces)
+        else:  # both leave the interpreter free
+            with ThreadPoolExecutor(1) as beside:
+                hashed = beside.submit(sha256_bytes, *pieces)
+                put(self.folder / name, *pieces)
+            digest = hashed.result()
+        entry = Entry(path=name, size=size, sha256=digest)
         append_line(self._path, _line(entry))
         self._entries[name] = entry
 
@@ -54,6 +64,14 @@ class Journal:
     def whole(self, name: str) -> bool:
         """Whether `name` is journalled and lies there with exactly those bytes; reads the file."""
         entry = self._entries.get(name)
+        if entry is None or not self.there(name):
+            return False
+        with disk_errors(self.folder / name):
+            return sha256_file(self.folder / name) == entry.sha256
+
+    def there(self, name: str) -> bool:
+        """Whether `name` is journalled and lies there in its size; reads nothing of it."""
+        entry = self._entries.get(name)
         path = self.folder / name
         if entry is None:
             return False
@@ -62,11 +80,7 @@ class Journal:
                 status = path.lstat()
             except (FileNotFoundError, NotADirectoryError):
                 return False
-            return (
-                stat.S_ISREG(status.st_mode)
-                and status.st_size == entry.size
-                and sha256_file(path) == entry.sha256
-            )
+            return stat.S_ISREG(status.st_mode) and status.st_size == entry.size
 
 
 def _line(entry: Entry) -> bytes:

@@ -1,25 +1,27 @@
-"""Format 1 of a score set: where every byte of `scores.zarr` stands, computed from four numbers.
+"""Formats 1 and 2 of a score set: where every byte of `scores.zarr` stands, computed from four numbers and the codec.
 
     scores/<name>/   manifest.json   scores.zarr/ zarr.json  c.0.0.0  c.1.0.0 ...
 
 A plain Zarr v3 array, float16 [batches, T, C]: one chunk a batch, many chunks a shard file, a crc32c behind every
-chunk and behind the index, slots and columns beyond a batch NaN. Nothing is parsed that could be computed: `zarr.json`
+chunk and behind the index, slots and columns beyond a batch NaN. With codec `u8` it is uint8 [batches, T, C + 4], of which
+codec.py knows the meaning. Nothing is parsed that could be computed: `zarr.json`
 must equal `Layout.metadata` byte for byte, a shard's index must be the one this file would write.
 
-Shape legend: T slots of a full batch, C columns of the widest batch.
+Shape legend: T slots of a full batch, C columns of the widest batch, R items of a stored row.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
+from cache.codec import ABSENT, AFFINE_BYTES, Codec, encode_into
 from cache.plan import Plan
 
 __all__ = ["ARRAY", "METADATA", "SHARD_BYTES", "Layout", "Raw", "crc32c", "encode_shard"]
@@ -30,7 +32,8 @@ SHARD_BYTES = 32 << 20
 
 Raw: TypeAlias = NDArray[np.uint8]
 
-_ITEM = np.dtype("<f2")
+_TYPES: dict[Codec, np.dtype[Any]] = {"none": np.dtype("<f2"), "u8": np.dtype("u1")}
+_FORMATS: dict[Codec, int] = {"none": 1, "u8": 2}
 _CRC = np.dtype("<u4")
 _ENTRY = 16  # offset and size of one chunk in the index, u64 each
 _ABSENT = np.uint64(2**64 - 1)
@@ -51,23 +54,40 @@ class Layout:
     slots: int  #: T
     columns: int  #: C
     per_shard: int  #: batches in a full shard file
+    codec: Codec = "none"
 
     @classmethod
-    def of(cls, plan: Plan, *, shard_bytes: int = SHARD_BYTES) -> Layout:
+    def of(cls, plan: Plan, *, codec: Codec = "none", shard_bytes: int = SHARD_BYTES) -> Layout:
         """The layout of a score set over `plan`, with shard files of at most about `shard_bytes`."""
-        stored = 2 * plan.batch_size * plan.num_columns + _CRC.itemsize
-        per_shard = min(max(1, shard_bytes // (stored + _ENTRY)), max(1, len(plan)))
-        return cls(
+        one = cls(
             batches=len(plan),
             slots=plan.batch_size,
             columns=plan.num_columns,
-            per_shard=per_shard,
+            per_shard=1,
+            codec=codec,
         )
+        fitting = max(1, shard_bytes // (one.stored_bytes + _ENTRY))
+        return replace(one, per_shard=min(fitting, max(1, len(plan))))
+
+    @property
+    def format(self) -> int:
+        """The manifest's format number: 2 for what readers of format 1 cannot read."""
+        return _FORMATS[self.codec]
+
+    @property
+    def dtype(self) -> str:
+        """Of what is stored."""
+        return _TYPES[self.codec].name
+
+    @property
+    def row_items(self) -> int:
+        """R."""
+        return self.columns + (AFFINE_BYTES if self.codec == "u8" else 0)
 
     @property
     def chunk_bytes(self) -> int:
         """Bytes of one batch, without its crc32c."""
-        return self.slots * self.columns * _ITEM.itemsize
+        return self.slots * self.row_items * _TYPES[self.codec].itemsize
 
     @property
     def stored_bytes(self) -> int:
@@ -112,30 +132,32 @@ class Layout:
 
     def metadata(self, attributes: Mapping[str, Any]) -> bytes:
         """The bytes of zarr.json; `attributes` say which teacher, plan and temperature."""
+        none = self.codec == "none"
+        row = self.row_items
         value = {
             "zarr_format": 3,
             "node_type": "array",
-            "shape": [self.batches, self.slots, self.columns],
-            "data_type": "float16",
+            "shape": [self.batches, self.slots, row],
+            "data_type": self.dtype,
             "chunk_grid": {
                 "name": "regular",
-                "configuration": {"chunk_shape": [self.per_shard, self.slots, self.columns]},
+                "configuration": {"chunk_shape": [self.per_shard, self.slots, row]},
             },
             "chunk_key_encoding": {"name": "default", "configuration": {"separator": "."}},
-            "fill_value": "NaN",
+            "fill_value": "NaN" if none else ABSENT,
             "codecs": [
                 {
                     "name": "sharding_indexed",
                     "configuration": {
-                        "chunk_shape": [1, self.slots, self.columns],
-                        "codecs": [_BYTES_CODEC, _CRC_CODEC],
+                        "chunk_shape": [1, self.slots, row],
+                        "codecs": [_BYTES_CODEC if none else {"name": "bytes"}, _CRC_CODEC],
                         "index_codecs": [_BYTES_CODEC, _CRC_CODEC],
                         "index_location": "end",
                     },
                 }
             ],
             "attributes": {"ckd": attributes},
-            "dimension_names": ["batch", "slot", "column"],
+            "dimension_names": ["batch", "slot", "column" if none else "byte"],
             "storage_transformers": [],
         }
         text = json.dumps(value, indent=1, ensure_ascii=True, allow_nan=False, sort_keys=True)
@@ -145,10 +167,11 @@ class Layout:
         """[batches of the shard, chunk_bytes] the chunks of a whole shard file, without crc32c; a view."""
         return self.places(shard, number)[:, : self.chunk_bytes]
 
-    def scores(self, shard: Raw, number: int) -> NDArray[np.float16]:
-        """[batches of the shard, T, C] of a whole shard file; a view, each batch of it contiguous."""
-        rows = self.chunks(shard, number).view(_ITEM)
-        return rows.reshape(len(rows), self.slots, self.columns)
+    def stored(self, shard: Raw, number: int) -> NDArray[Any]:
+        """[batches of the shard, T, R] of a whole shard file; a view, each batch of it contiguous."""
+        kind: np.dtype[Any] = _TYPES[self.codec]
+        rows: NDArray[Any] = self.chunks(shard, number).view(kind)
+        return rows.reshape(len(rows), self.slots, self.row_items)
 
     def checksums(self, shard: Raw, number: int) -> NDArray[np.uint32]:
         """[batches of the shard] the crc32c stored behind each chunk; a copy."""
@@ -161,16 +184,30 @@ class Layout:
         return shard[: present * self.stored_bytes].reshape(present, self.stored_bytes)
 
 
-def encode_shard(layout: Layout, shard: int, batches: Iterable[NDArray[np.float16]]) -> Raw:
-    """The bytes of a shard file from its batches, each [T_b, C_b]; the rest of a chunk is NaN."""
-    data = np.empty(layout.shard_size(shard), np.uint8)
+def encode_shard(
+    layout: Layout,
+    shard: int,
+    batches: Iterable[NDArray[np.floating[Any]]],
+    out: Raw | None = None,
+) -> Raw:
+    """The bytes of a shard file from its batches, each [T_b, C_b]; the rest of a chunk is NaN or absent.
+
+    Args:
+        batches: log-probabilities; float32 is worth its while with codec `u8`, which rounds but once then.
+        out: at least so many bytes to lay them out in, else fresh ones.
+    """
+    size = layout.shard_size(shard)
+    data = np.empty(size, np.uint8) if out is None else out[:size]
     places = layout.places(data, shard)
-    scores_BTC = layout.scores(data, shard)
-    for place, target_TC, scores_TC in zip(places, scores_BTC, batches, strict=True):
-        rows, width = scores_TC.shape
-        target_TC[:rows, :width] = scores_TC
-        target_TC[:rows, width:] = np.nan
-        target_TC[rows:] = np.nan
+    stored_BTR = layout.stored(data, shard)
+    for place, target_TR, scores_TC in zip(places, stored_BTR, batches, strict=True):
+        if layout.codec == "u8":
+            encode_into(target_TR, scores_TC)
+        else:
+            rows, width = scores_TC.shape
+            target_TR[:rows, :width] = scores_TC
+            target_TR[:rows, width:] = np.nan
+            target_TR[rows:] = np.nan
         checksum = np.array([crc32c(place[: layout.chunk_bytes])], _CRC)
         place[layout.chunk_bytes :] = checksum.view(np.uint8)
     data[places.size :] = layout.index(shard)

@@ -33,7 +33,9 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = (
+    2  #: the newest that is read; only score sets of codec `u8` are of it, all else is of format 1
+)
 
 _MAKERS = {
     "dataset": "`kd-cache ingest`",
@@ -87,11 +89,13 @@ def seal(
     settings: Mapping[str, Any] | None = None,
     counts: Mapping[str, int] | None = None,
     skip: frozenset[str] = frozenset(),
+    format: int = 1,
 ) -> Manifest:
     """Hash what lies in `folder`, then write its manifest last; returns it.
 
     Args:
         skip: top-level names that do not belong to the part (a journal, derived vectors).
+        format: above 1 where readers of before must refuse the part.
     """
     entries = []
     with disk_errors(folder):
@@ -99,7 +103,7 @@ def seal(
             name = check_name(path.relative_to(folder).as_posix(), where=str(folder))
             entries.append(Entry(path=name, size=path.stat().st_size, sha256=sha256_file(path)))
     manifest = Manifest(
-        format=FORMAT,
+        format=format,
         kind=kind,
         parents=dict(parents or {}),
         settings=dict(settings or {}),
@@ -238,7 +242,8 @@ def _parse(data: bytes, path: Path | str) -> Manifest:
     if value.keys() != _KEYS:
         odd = sorted(value.keys() ^ _KEYS)
         _bad(path, f"has missing or unknown keys {odd[:5]}")
-    if version != FORMAT or isinstance(version, bool):
+    newest = 1 if value["kind"] != "scores" else FORMAT
+    if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= newest:
         _bad(path, f"has format {version!r}")
     if not isinstance(value["kind"], str):
         _bad(path, "has a kind that is not a string")
@@ -254,7 +259,7 @@ def _parse(data: bytes, path: Path | str) -> Manifest:
     if list(files) != sorted(files):
         _bad(path, "has files out of order")
     manifest = Manifest(
-        format=FORMAT,
+        format=version,
         kind=value["kind"],
         parents=parents,
         settings=settings,

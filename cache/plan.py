@@ -21,7 +21,7 @@ from cache.atomic import staging
 from cache.dataset import Dataset, Ints
 from cache.errors import StoreError
 from cache.manifest import Manifest, check_part, seal
-from cache.tables import read_table, write_table
+from cache.tables import read_pieces, read_table, write_table
 
 __all__ = ["Batch", "Plan", "PlannedBatch", "first_appearance", "open_plan", "write_plan"]
 
@@ -212,25 +212,19 @@ def open_plan(path: Path, dataset: Dataset, *, deep: bool = False) -> Plan:
             f"{dataset.digest[:19]}; make a new plan with `kd-cache plan`.",
             code="plan.foreign",
         )
-    table = read_table(path / "plan.parquet", _SLOTS)
+    slots = _read_slots(path / "plan.parquet")
     instances = read_table(path / "instances.parquet", _INSTANCES)
-    column = {name: table[name].to_numpy() for name in table.column_names}
     users, ends = instances["user"].to_numpy(), instances["end"].to_numpy()
-    starts = np.append(np.flatnonzero(column["slot"] == 0), table.num_rows)
+    chosen, columns = slots["instance"], slots["column"]
+    starts = np.append(slots["start"], len(chosen))
     counts = manifest.counts
     if (
         len(starts) - 1 != counts["batches"]
         or len(users) != counts["instances"]
         or (len(users) and not 0 <= users.min() <= users.max() < dataset.num_users)
         or (len(users) and not (1 <= ends.min() and (ends < dataset.lengths[users]).all()))
-        or (
-            table.num_rows
-            and not 0 <= column["instance"].min() <= column["instance"].max() < len(users)
-        )
-        or (
-            table.num_rows
-            and not 0 <= column["column"].min() <= column["column"].max() < counts["columns"]
-        )
+        or (len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(users))
+        or (len(chosen) and not 0 <= columns.min() <= columns.max() < counts["columns"])
     ):
         raise StoreError(
             f"{path}: its rows do not fit the manifest's counts or the dataset; "
@@ -243,9 +237,32 @@ def open_plan(path: Path, dataset: Dataset, *, deep: bool = False) -> Plan:
         instance_users=users,
         instance_ends=ends,
         targets=dataset.targets(users, ends),
-        rounds=column["round"][starts[:-1]],
-        buckets=column["bucket"][starts[:-1]],
+        rounds=slots["round"],
+        buckets=slots["bucket"],
         starts=starts,
-        slot_instances=column["instance"],
-        slot_columns=column["column"],
+        slot_instances=chosen,
+        slot_columns=columns,
     )
+
+
+def _read_slots(path: Path) -> dict[str, NDArray[Any]]:
+    """`instance` and `column` of every slot; `round`, `bucket` and `start` of every batch. Holds little beside them."""
+    pieces: dict[str, list[NDArray[Any]]] = {
+        "instance": [np.empty(0, np.int32)],
+        "column": [np.empty(0, np.int32)],
+        "round": [np.empty(0, np.int16)],
+        "bucket": [np.empty(0, np.int16)],
+        "start": [np.empty(0, np.int64)],
+    }
+    done = 0
+    for table in read_pieces(path, _SLOTS):
+        first = np.flatnonzero(table["slot"].to_numpy() == 0)
+        for name in ("instance", "column"):
+            # a copy of its own, so that the piece's other columns go
+            pieces[name].append(np.array(table[name].to_numpy()))
+        for name in ("round", "bucket"):
+            pieces[name].append(table[name].to_numpy()[first])
+        pieces["start"].append(first + done)
+        done += table.num_rows
+    # one after another, each one's pieces gone before the next
+    return {name: np.concatenate(pieces.pop(name)) for name in list(pieces)}

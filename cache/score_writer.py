@@ -45,9 +45,7 @@ def log_softmax(raw_TC: NDArray[np.floating[Any]], tau: float) -> NDArray[np.flo
 
     Logarithms keep tau open: the softmax of ``log_softmax(s, t0) * t0 / t`` is the softmax at t.
     """
-    log_TC = log_softmax_32(raw_TC, tau)
-    with np.errstate(over="ignore"):  # found and told by the caller
-        return log_TC.astype(np.float16)
+    return _halves(log_softmax_32(raw_TC, tau))
 
 
 def log_softmax_32(raw_TC: NDArray[np.floating[Any]], tau: float) -> NDArray[np.float32]:
@@ -56,6 +54,11 @@ def log_softmax_32(raw_TC: NDArray[np.floating[Any]], tau: float) -> NDArray[np.
     scaled_TC -= scaled_TC.max(axis=1, keepdims=True)
     scaled_TC -= np.log(np.exp(scaled_TC).sum(axis=1, keepdims=True))
     return scaled_TC
+
+
+def _halves(log_TC: NDArray[np.float32]) -> NDArray[np.float16]:
+    with np.errstate(over="ignore"):  # found and told by the caller
+        return log_TC.astype(np.float16)
 
 
 def teacher_settings(
@@ -105,8 +108,8 @@ def score_settings(
         **extra,
         **who,
         "batches_per_shard": layout.per_shard,
-        "codec": "none",
-        "dtype": "float16",
+        "codec": layout.codec,
+        "dtype": layout.dtype,
         "score": "log_softmax",
     }
 
@@ -118,6 +121,8 @@ class ScoreWriter:
         self.plan = plan
         self.layout = layout
         self.part = part
+        # of one shard, used again: fresh pages for each would cost more than its checksums
+        self._buffer = np.empty(layout.shard_size(0), np.uint8)
 
     @classmethod
     def open(
@@ -161,6 +166,7 @@ class ScoreWriter:
             self.layout,
             unit,
             (self._normalise(i, raw) for i, raw in zip(numbers, raws, strict=True)),
+            self._buffer,
         )
         self.part.put(self.layout.shard_path(unit), shard.data)
 
@@ -171,7 +177,8 @@ class ScoreWriter:
             StoreError: ``scores.incomplete`` when units are missing, ``store.wrong_digest`` when the
                 disk gives back other bytes than it was given.
         """
-        missing = list(self.missing())
+        # by name and size; publishing reads them all and compares with the journal
+        missing = [path for path in self.layout.sizes() if not self.part.there(path)]
         if missing:
             raise StoreError(
                 f"{self.work}: {len(missing)} of {len(self.layout.shards)} shards are not there yet; "
@@ -191,12 +198,15 @@ class ScoreWriter:
         }
         return part.publish(
             kind="scores",
+            format=self.layout.format,
             counts=counts,
             files=self.layout.sizes(),
             more={METADATA: self.layout.metadata(attributes)},
         )
 
-    def _normalise(self, index: int, raw_TC: NDArray[np.floating[Any]]) -> NDArray[np.float16]:
+    def _normalise(
+        self, index: int, raw_TC: NDArray[np.floating[Any]]
+    ) -> NDArray[np.floating[Any]]:
         batch = self.plan[index]
         shape = (len(batch.users), len(batch.items))
         teacher, tau = self.part.settings["teacher"], self.part.settings["tau"]
@@ -213,9 +223,11 @@ class ScoreWriter:
                 code="teacher.wrong_shape",
             )
         _refuse_unbounded(raw_TC, teacher, index, "score")
-        log_TC = log_softmax(raw_TC, tau)
+        wide_TC = log_softmax_32(raw_TC, tau)
+        log_TC = _halves(wide_TC)
+        # whatever the codec: a set can be built with another one later
         _refuse_unbounded(log_TC, teacher, index, f"log-probability at tau {tau}")
-        return log_TC
+        return log_TC if self.layout.codec == "none" else wide_TC
 
 
 def refuse_empty(plan: Plan) -> None:

@@ -218,6 +218,7 @@ class ScoreSet:
     tau: float
     quality: Mapping[str, float]  #: validation metrics of the teacher
     bytes: int
+    codec: str  #: of scores; empty for factors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -352,6 +353,7 @@ def _described(reader: ScoreReader | FactorReader) -> ScoreSet:
         tau=settings["tau"],
         quality=settings["quality"],
         bytes=_bytes(reader.manifest),
+        codec=settings.get("codec", ""),
     )
 
 

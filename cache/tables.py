@@ -5,6 +5,8 @@ Without page checksums a flipped bit in a Parquet file reads back as another val
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +15,9 @@ import pyarrow.parquet as pq
 from cache.atomic import disk_errors, put
 from cache.errors import StoreError
 
-__all__ = ["read_table", "write_table"]
+__all__ = ["read_pieces", "read_table", "write_table"]
+
+_ADVICE = "restore it or build that part again"
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -36,20 +40,45 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     Raises:
         StoreError: ``store.bad_table`` when it cannot be read or has other columns.
     """
-    advice = "restore it or build that part again"
+    with _readable(path):
+        table = pq.read_table(
+            path, page_checksum_verification=True, memory_map=False, use_threads=True
+        )
+    _check(path, table.schema, schema)
+    return table
+
+
+def read_pieces(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Read a table that must have exactly `schema` piece by piece, a million rows or so at once.
+
+    Raises:
+        StoreError: as :func:`read_table`.
+    """
+    with _readable(path):
+        file = pq.ParquetFile(path, page_checksum_verification=True, memory_map=False)
+    with file:
+        _check(path, file.schema_arrow, schema)
+        for number in range(file.num_row_groups):
+            with _readable(path):
+                piece = file.read_row_group(number)
+            yield piece
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
         with disk_errors(path):
-            table = pq.read_table(
-                path, page_checksum_verification=True, memory_map=False, use_threads=True
-            )
+            yield
     except (pa.ArrowException, ValueError) as error:
         cause = str(error).splitlines()[0][:200]
         raise StoreError(
-            f"{path}: cannot be read ({cause}); {advice}.", code="store.bad_table"
+            f"{path}: cannot be read ({cause}); {_ADVICE}.", code="store.bad_table"
         ) from error
-    if table.schema != schema:
+
+
+def _check(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
+    if found != wanted:
         raise StoreError(
-            f"{path}: has the columns {table.schema.names}, {schema.names} were expected; {advice}.",
+            f"{path}: has the columns {found.names}, {wanted.names} were expected; {_ADVICE}.",
             code="store.bad_table",
         )
-    return table

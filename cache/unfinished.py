@@ -86,6 +86,10 @@ class Unfinished:
         """Whether the part's file `path` is there, byte for byte; reads it."""
         return self.journal.whole(f"{_SET}/{path}")
 
+    def there(self, path: str) -> bool:
+        """Whether the part's file `path` was put and lies there in its size; reads nothing."""
+        return self.journal.there(f"{_SET}/{path}")
+
     def put(self, path: str, *pieces: Bytes) -> None:
         """Write one file of the part, durably."""
         self.journal.put(f"{_SET}/{path}", *pieces)
@@ -97,12 +101,14 @@ class Unfinished:
         counts: Mapping[str, int],
         files: Collection[str],
         more: Mapping[str, bytes],
+        format: int = 1,
     ) -> Manifest:
         """Read everything back, write the manifest, publish the part by one rename, clear the work.
 
         Args:
             files: what was put; whatever else lies there goes.
             more: small files by path, whose bytes are at hand.
+            format: the manifest's.
 
         Raises:
             StoreError: ``store.wrong_digest`` when the disk gives back other bytes than it was given.
@@ -112,7 +118,12 @@ class Unfinished:
             put(staged / name, data)
         _clear_strays(staged, {*files, *more})
         manifest = seal(
-            staged, kind=kind, parents=self.parents, settings=self.settings, counts=counts
+            staged,
+            kind=kind,
+            parents=self.parents,
+            settings=self.settings,
+            counts=counts,
+            format=format,
         )
         for entry in manifest.files:
             given = self.journal.digest(f"{_SET}/{entry.path}")

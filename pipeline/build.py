@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.atomic import append_line, disk_errors
+from cache.codec import Codec
 from cache.dataset import Dataset, Ints
 from cache.digest import canonical_json
 from cache.errors import StoreError, UsageError
@@ -70,6 +71,7 @@ def build(
     name: str | None = None,
     quality: Mapping[str, float] | None = None,
     keep: Keep = "scores",
+    codec: Codec = "none",
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -80,6 +82,7 @@ def build(
         name: of what is kept; the teacher's name by default.
         quality: validation metrics that students weigh by, where the teacher's own are not wanted.
         keep: scores of the plan's batches, the vectors whose products they are, or both from one encoding.
+        codec: how scores are kept: as they are in float16, or in a byte and a bit each.
         shard_bytes: about how large a shard file may grow; the unit of resumption.
         progress: called as work is done; work found from an earlier run counts as done.
 
@@ -88,7 +91,7 @@ def build(
         it was built before with these settings.
 
     Raises:
-        UsageError: ``teacher.no_factors`` where the teacher's scores are no products of vectors.
+        UsageError: ``teacher.no_factors`` where the teacher's scores are no products of vectors, ``build.unused_codec``.
         StoreError: ``scores.exists`` with other settings, ``scores.foreign_work``, ``store.busy``.
         TeacherError: NaN, infinities or wrong shapes from the teacher; what was whole before stays.
         DiskError: the disk is full or failing; the same command goes on once that is mended.
@@ -99,8 +102,13 @@ def build(
             "leave --keep away.",
             code="teacher.no_factors",
         )
+    if keep == FACTORS and codec != "none":
+        raise UsageError(
+            f"--codec {codec} is for scores, and --keep {keep} keeps none; leave --codec away.",
+            code="build.unused_codec",
+        )
     tell = progress or _silent
-    layout = Layout.of(store.plan, shard_bytes=shard_bytes)
+    layout = Layout.of(store.plan, codec=codec, shard_bytes=shard_bytes)
     block = HISTORY_BLOCK if teacher.factorises else 0
     quality = teacher.quality if quality is None else quality
     who: dict[str, Any] = {

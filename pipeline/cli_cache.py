@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cache.codec import Codec
 from cache.dataset import Dataset, InstanceKind, open_dataset
 from cache.errors import StoreError, UsageError
 from cache.manifest import read_manifest
@@ -210,6 +211,12 @@ def build_command(
             "draw any batches; or both."
         ),
     ] = "scores",
+    codec: Annotated[
+        Codec,
+        typer.Option(
+            help="Of scores: float16 as it is; or a byte each, half the size for the road and slower to read."
+        ),
+    ] = "none",
 ) -> None:
     """Ask a teacher about every batch, once, and keep what it said in the store."""
     store = Store.open(find_store(cache, "kd-cache build"))
@@ -226,6 +233,7 @@ def build_command(
             name=name,
             quality=asked.quality,
             keep=keep,
+            codec=codec,
             progress=lambda stage, done, total: report(done, total, stage),
         )
     batches = console.count(len(store.plan), "batch", "batches")

@@ -97,6 +97,7 @@ def _teachers(about: Description) -> None:
         kept = [found.get(name) for name in names]
         rows += [
             [kind, *(console.size(one.bytes) if one else "" for one in kept)],
+            *([["codec", *(one.codec if one else "" for one in kept)]] if kind == "scores" else []),
             ["an instance", *(console.size(one.bytes / instances) if one else "" for one in kept)],
             ["sha256", *(one.digest.removeprefix("sha256:")[:12] if one else "" for one in kept)],
         ]

@@ -59,7 +59,7 @@ class Scores(Protocol):
     def quality(self) -> float | None:
         """The teacher's validation NDCG@10, where it is known."""
 
-    def __getitem__(self, index: int, /) -> NDArray[np.float16]:
+    def __getitem__(self, index: int, /) -> NDArray[np.floating[Any]]:
         """[T, C] of batch `index`."""
 
 

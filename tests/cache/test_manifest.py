@@ -91,7 +91,7 @@ def _edited(part: Path, **changes: Any) -> bytes:
     [
         (lambda p: b"", "store.bad_manifest"),
         (lambda p: b"[" * 100_000, "store.bad_manifest"),
-        (lambda p: _edited(p, format=2), "store.newer_format"),
+        (lambda p: _edited(p, format=3), "store.newer_format"),
         (lambda p: _edited(p, format=True), "store.bad_manifest"),
         (lambda p: _edited(p, kind="dataset"), "store.wrong_kind"),
         (lambda p: _edited(p, extra=1), "store.bad_manifest"),

@@ -38,7 +38,7 @@ def test_a_newer_format_is_refused_politely(tmp_path):
     store = tmp_path / "store"
     shutil.copytree(STORE, store)
     manifest = store / "scores" / "table" / "manifest.json"
-    manifest.write_bytes(manifest.read_bytes().replace(b'"format":1', b'"format":2'))
+    manifest.write_bytes(manifest.read_bytes().replace(b'"format":1', b'"format":3'))
     with pytest.raises(StoreError, match="upgrade") as caught:
         Store.open(store).scores("table")
     assert caught.value.code == "store.newer_format"

@@ -1,6 +1,6 @@
-"""Writes the golden store of format 1 anew: `python tests/golden/make.py`. Only a new format number needs that.
+"""Writes the golden store of format 1, or of format 2, anew: `python tests/golden/make.py 2`. Only a new format needs that.
 
-The store must stay readable by every later version; beside it lie the values that it must give.
+Each store must stay readable by every later version; beside it lie the values that it must give.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import zarr
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -21,7 +22,10 @@ from tests.fakes import PairTeacher, TableTeacher, tiny_store
 HERE = Path(__file__).parent
 
 
-def main() -> None:
+def main(format: int) -> None:
+    if format == 2:
+        _second()
+        return
     with tempfile.TemporaryDirectory() as folder:
         store = tiny_store(Path(folder) / "store", users=8, items=7)
         build(TableTeacher("table"), store, shard_bytes=300, quality={"ndcg@10": 0.0625})
@@ -33,10 +37,25 @@ def main() -> None:
         np.save(HERE / f"store_v1_{name}.npy", values(Store.open(target), name))
 
 
+def _second() -> None:
+    """One teacher's scores in both codecs."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = tiny_store(Path(folder) / "store", users=8, items=7)
+        build(TableTeacher("table"), store, shard_bytes=300)
+        build(TableTeacher("table"), store, name="bytes", codec="u8", shard_bytes=300)
+        target = HERE / "store_v2"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(store.path, target)
+    np.save(HERE / "store_v2_bytes.npy", values(Store.open(target), "bytes"))
+    raw = zarr.open_array(target / "scores" / "bytes" / "scores.zarr", mode="r")[:]
+    np.save(HERE / "store_v2_raw.npy", raw)
+
+
 def values(store: Store, name: str) -> np.ndarray:
     """[batches, T, C] with NaN beyond each batch."""
     reader = store.scores(name)
-    whole = np.full((len(reader), store.plan.batch_size, store.plan.num_columns), np.nan, "<f2")
+    kind = "<f2" if reader.layout.codec == "none" else "<f4"
+    whole = np.full((len(reader), store.plan.batch_size, store.plan.num_columns), np.nan, kind)
     for index in range(len(reader)):
         rows, width = reader.shape(index)
         whole[index, :rows, :width] = reader[index]
@@ -44,4 +63,4 @@ def values(store: Store, name: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    main(int(sys.argv[1]))

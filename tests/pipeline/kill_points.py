@@ -3,7 +3,7 @@
     python kill_points.py FOLDER KEEP every N      killed before each N-th change that it makes to the disk, in turn
     python kill_points.py FOLDER KEEP random N     killed at N random times, up to five times in a row
 
-KEEP is what is built: scores, factors or both.
+KEEP is what is built: scores, factors or both; or u8, which is scores of that codec.
 
 A fork a build keeps this fast; this parent itself never runs a thread. Prints JSON: {"points", "different", "died"}.
 """
@@ -47,7 +47,14 @@ def one_build(path: Path, keep: Keep) -> None:
 
     pipeline.build.HISTORY_BLOCK = 32  # two blocks from a tiny plan
     pipeline.build.FACTOR_BLOCKS = 1
-    build(TableTeacher(), Store.open(path), shard_bytes=600, keep=keep)
+    small = keep == "u8"
+    build(
+        TableTeacher(),
+        Store.open(path),
+        shard_bytes=300 if small else 600,
+        keep="scores" if small else keep,
+        codec="u8" if small else "none",
+    )
 
 
 def counting(kill_at: int, told: Path | None) -> None:

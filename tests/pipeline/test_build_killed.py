@@ -45,7 +45,7 @@ def kill(folder: Path, *how: str) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("keep", "step", "least"),
     # both is made of the two others: of its 130 changes every fifth, a file being some six of them
-    [("scores", 1, 50), ("factors", 1, 50), ("both", 5, 20)],
+    [("scores", 1, 50), ("factors", 1, 50), ("both", 5, 20), ("u8", 12, 5)],
 )
 def test_killed_before_each_change_to_the_disk(folder, keep, step, least):
     told = kill(folder, keep, "every", str(step))
