@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from cache.atomic import disk_errors, put, sweep, sync_folder
+from cache.atomic import disk_errors, make_folder, put, sweep, sync_folder
 from cache.digest import Bytes, canonical_json
 from cache.errors import StoreError
 from cache.journal import JOURNAL, Journal
@@ -76,8 +76,7 @@ class Unfinished:
         else:  # never begun, or killed before the first word
             with disk_errors(work):
                 shutil.rmtree(work, ignore_errors=True)
-                work.mkdir(parents=True)
-                sync_folder(work.parent)
+                make_folder(work)
             put(path, canonical_json(identity) + b"\n")
         sweep(work)
         return cls(folder, parents, settings)
