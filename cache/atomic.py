@@ -85,11 +85,12 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
-def put(path: Path, *pieces: Bytes, create: bool = False) -> None:
+def put(path: Path, *pieces: Bytes, create: bool = False, aside: Path | None = None) -> None:
     """Make `path` hold exactly the pieces laid end to end, durably, or leave it as it was.
 
     Args:
         create: refuse a `path` that is there already, however late it came.
+        aside: a folder of the same disk for what is not whole yet; by default the one that `path` is in.
 
     Raises:
         DiskError: the disk is full, read-only or failing; nothing is left behind.
@@ -97,8 +98,8 @@ def put(path: Path, *pieces: Bytes, create: bool = False) -> None:
     """
     with disk_errors(path):
         make_folder(path.parent)
-        handle, name = tempfile.mkstemp(prefix=DEBRIS, dir=path.parent)
-        aside = Path(name)
+        handle, name = tempfile.mkstemp(prefix=DEBRIS, dir=aside or path.parent)
+        written = Path(name)
         try:
             with os.fdopen(handle, "wb", buffering=0) as file:
                 for piece in pieces:
@@ -108,11 +109,11 @@ def put(path: Path, *pieces: Bytes, create: bool = False) -> None:
                 os.fchmod(file.fileno(), 0o666 & ~_umask())
                 os.fsync(file.fileno())
             if create:
-                _name_new(aside, path)
+                _name_new(written, path)
             else:
-                aside.replace(path)
+                written.replace(path)
         except BaseException:
-            aside.unlink(missing_ok=True)
+            written.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
 

@@ -42,7 +42,8 @@ class Journal:
         """Write a file and its line, both durable on return."""
         size = sum(memoryview(piece).nbytes for piece in pieces)
         entry = Entry(path=name, size=size, sha256=sha256_bytes(*pieces))
-        put(self.folder / name, *pieces)
+        # not beside it: were the lock not honoured, another writer might publish what is half written
+        put(self.folder / name, *pieces, aside=self.folder)
         append_line(self._path, _line(entry))
         self._entries[name] = entry
 

@@ -87,11 +87,13 @@ def seal(
     settings: Mapping[str, Any] | None = None,
     counts: Mapping[str, int] | None = None,
     skip: frozenset[str] = frozenset(),
+    aside: Path | None = None,
 ) -> Manifest:
     """Hash what lies in `folder`, then write its manifest last; returns it.
 
     Args:
         skip: top-level names that do not belong to the part (a journal, derived vectors).
+        aside: as of :func:`cache.atomic.put`.
     """
     entries = []
     with disk_errors(folder):
@@ -106,7 +108,7 @@ def seal(
         counts=dict(counts or {}),
         files=tuple(sorted(entries)),
     )
-    put(folder / MANIFEST, manifest.to_bytes())
+    put(folder / MANIFEST, manifest.to_bytes(), aside=aside)
     return manifest
 
 

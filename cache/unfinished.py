@@ -108,10 +108,15 @@ class Unfinished:
         """
         staged = self.work / _SET
         for name, data in more.items():
-            put(staged / name, data)
+            put(staged / name, data, aside=self.work)
         _clear_strays(staged, {*files, *more})
         manifest = seal(
-            staged, kind=kind, parents=self.parents, settings=self.settings, counts=counts
+            staged,
+            kind=kind,
+            parents=self.parents,
+            settings=self.settings,
+            counts=counts,
+            aside=self.work,
         )
         for entry in manifest.files:
             given = self.journal.digest(f"{_SET}/{entry.path}")
@@ -136,6 +141,8 @@ def _clear_strays(staged: Path, expected: Collection[str]) -> None:
         for path in sorted(staged.rglob("*"), reverse=True):
             if path.relative_to(staged).as_posix() in expected:
                 continue
+            if path == staged / MANIFEST and path.is_file() and not path.is_symlink():
+                continue  # sealing puts its own in that place; another writer's is not taken away
             if path.is_symlink() or not path.is_dir():
                 path.unlink()
             elif not any(path.iterdir()):
