@@ -42,7 +42,9 @@ _MAKERS = {
     "factors": "`kd-cache build --keep factors`",
     "vectors": "`kd-teacher tune`",
 }
-MAX_BYTES = 64 << 20
+MAX_BYTES = 16 << 20  #: entries of 120,000 files, of 32 MiB each where they are shards
+_DENSEST = 24  # bytes a value at least: an entry has 113 and four commas or brackets
+_FEW = 10_000  # values that settings may hold at any density
 _KEYS = {"format", "kind", "parents", "settings", "counts", "files"}
 _DIGEST_LENGTH = len("sha256:") + 64
 
@@ -273,6 +275,9 @@ def _parse(data: bytes, path: Path | str) -> Manifest:
 
 
 def _load(data: bytes, path: Path | str) -> Any:
+    if sum(map(data.count, (b",", b"[", b"{"))) > _FEW + len(data) // _DENSEST:
+        # in memory each would take a hundred times its bytes
+        _bad(path, "holds more values than a manifest of its size can")
     try:
         return json.loads(
             data.decode("ascii"), object_pairs_hook=_no_twins, parse_constant=_no_constant
