@@ -23,6 +23,7 @@ __all__ = [
     "append_line",
     "check_writable",
     "disk_errors",
+    "make_folder",
     "put",
     "staging",
     "sweep",
@@ -76,20 +77,29 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def put(path: Path, *pieces: Bytes, create: bool = False) -> None:
+def make_folder(folder: Path) -> None:
+    """Make `folder` and those above it that are not there, their names durable."""
+    new = [path for path in (folder, *folder.absolute().parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in new:
+        sync_folder(path.parent)
+
+
+def put(path: Path, *pieces: Bytes, create: bool = False, aside: Path | None = None) -> None:
     """Make `path` hold exactly the pieces laid end to end, durably, or leave it as it was.
 
     Args:
         create: refuse a `path` that is there already, however late it came.
+        aside: a folder of the same disk for what is not whole yet; by default the one that `path` is in.
 
     Raises:
         DiskError: the disk is full, read-only or failing; nothing is left behind.
         StoreError: ``store.exists``, with `create`.
     """
     with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=DEBRIS, dir=path.parent)
-        aside = Path(name)
+        make_folder(path.parent)
+        handle, name = tempfile.mkstemp(prefix=DEBRIS, dir=aside or path.parent)
+        written = Path(name)
         try:
             with os.fdopen(handle, "wb", buffering=0) as file:
                 for piece in pieces:
@@ -99,20 +109,24 @@ def put(path: Path, *pieces: Bytes, create: bool = False) -> None:
                 os.fchmod(file.fileno(), 0o666 & ~_umask())
                 os.fsync(file.fileno())
             if create:
-                _name_new(aside, path)
+                _name_new(written, path)
             else:
-                aside.replace(path)
+                written.replace(path)
         except BaseException:
-            aside.unlink(missing_ok=True)
+            written.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
 
 
 def append_line(path: Path, line: bytes) -> None:
     """Append one line to a journal and make it durable; a torn last line is the reader's to drop."""
-    with disk_errors(path), path.open("ab", buffering=0) as file:
-        file.write(line.rstrip(b"\n") + b"\n")
-        os.fsync(file.fileno())
+    with disk_errors(path):
+        new = not path.exists()
+        with path.open("ab", buffering=0) as file:
+            file.write(line.rstrip(b"\n") + b"\n")
+            os.fsync(file.fileno())
+        if new:
+            sync_folder(path.parent)
 
 
 @contextlib.contextmanager
@@ -133,7 +147,7 @@ def staging(target: Path) -> Iterator[Path]:
         )
     check_writable(target.parent)
     with disk_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
         aside = Path(tempfile.mkdtemp(prefix=f"{DEBRIS}{target.name}-", dir=target.parent))
     try:
         aside.chmod(0o777 & ~_umask())

@@ -33,6 +33,10 @@ from cache.scores import check_lineage, sound_teacher
 __all__ = ["FactorReader"]
 
 
+_SETTINGS = {"dtype", "history_block", "quality", "rows_per_file", "score"}
+_SETTINGS |= {"tau", "teacher", "teacher_digest"}
+
+
 class FactorReader:
     """Vectors of one teacher for every instance of a plan and every item. Make one with :meth:`open`."""
 
@@ -214,13 +218,20 @@ def _layout(folder: Path, manifest: Manifest, plan: Plan, items: int) -> FactorL
     """The layout that the manifest asks for, once every setting is known to be sound."""
     settings, counts = manifest.settings, manifest.counts
     per_file: Any = settings.get("rows_per_file")
+    block: Any = settings.get("history_block")
     width = counts.get("width", 0)
     sound = (
-        counts == {"instances": plan.num_instances, "items": items, "width": width}
+        # nothing else in a set repeats its settings: one that is not known, or does not fit, is damage
+        settings.keys() == _SETTINGS
+        and counts == {"instances": plan.num_instances, "items": items, "width": width}
         and width > 0
         and isinstance(per_file, int)
         and not isinstance(per_file, bool)
         and per_file > 0
+        and isinstance(block, int)
+        and not isinstance(block, bool)
+        and block > 0
+        and per_file % block == 0
         and sound_teacher(settings)
         and settings.get("dtype") == "float16"
         and settings.get("score") == "product"

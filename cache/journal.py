@@ -44,13 +44,14 @@ class Journal:
     def put(self, name: str, *pieces: Bytes) -> None:
         """Write a file and its line, both durable on return."""
         size = sum(memoryview(piece).nbytes for piece in pieces)
+        # not beside it: were the lock not honoured, another writer might publish what is half written
         if size < _LARGE:
             digest = sha256_bytes(*pieces)
-            put(self.folder / name, *pieces)
+            put(self.folder / name, *pieces, aside=self.folder)
         else:  # both leave the interpreter free
             with ThreadPoolExecutor(1) as beside:
                 hashed = beside.submit(sha256_bytes, *pieces)
-                put(self.folder / name, *pieces)
+                put(self.folder / name, *pieces, aside=self.folder)
             digest = hashed.result()
         entry = Entry(path=name, size=size, sha256=digest)
         append_line(self._path, _line(entry))

@@ -44,7 +44,9 @@ _MAKERS = {
     "factors": "`kd-cache build --keep factors`",
     "vectors": "`kd-teacher tune`",
 }
-MAX_BYTES = 64 << 20
+MAX_BYTES = 16 << 20  #: entries of 120,000 files, of 32 MiB each where they are shards
+_DENSEST = 24  # bytes a value at least: an entry has 113 and four commas or brackets
+_FEW = 10_000  # values that settings may hold at any density
 _KEYS = {"format", "kind", "parents", "settings", "counts", "files"}
 _DIGEST_LENGTH = len("sha256:") + 64
 
@@ -90,12 +92,14 @@ def seal(
     counts: Mapping[str, int] | None = None,
     skip: frozenset[str] = frozenset(),
     format: int = 1,
+    aside: Path | None = None,
 ) -> Manifest:
     """Hash what lies in `folder`, then write its manifest last; returns it.
 
     Args:
         skip: top-level names that do not belong to the part (a journal, derived vectors).
         format: above 1 where readers of before must refuse the part.
+        aside: as of :func:`cache.atomic.put`.
     """
     entries = []
     with disk_errors(folder):
@@ -110,7 +114,7 @@ def seal(
         counts=dict(counts or {}),
         files=tuple(sorted(entries)),
     )
-    put(folder / MANIFEST, manifest.to_bytes())
+    put(folder / MANIFEST, manifest.to_bytes(), aside=aside)
     return manifest
 
 
@@ -276,6 +280,9 @@ def _parse(data: bytes, path: Path | str) -> Manifest:
 
 
 def _load(data: bytes, path: Path | str) -> Any:
+    if sum(map(data.count, (b",", b"[", b"{"))) > _FEW + len(data) // _DENSEST:
+        # in memory each would take a hundred times its bytes
+        _bad(path, "holds more values than a manifest of its size can")
     try:
         return json.loads(
             data.decode("ascii"), object_pairs_hook=_no_twins, parse_constant=_no_constant

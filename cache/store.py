@@ -175,7 +175,8 @@ class Store:
         """Open the factor set `name`.
 
         Raises:
-            StoreError: ``factors.missing``, naming those that are there; damaged or foreign.
+            StoreError: ``factors.missing``, naming those that are there; damaged or foreign; ``scores.exists``
+                where the scores of that name are another teacher's.
         """
         folder = self.factor_folder(name)
         if not folder.is_dir():
@@ -186,7 +187,18 @@ class Store:
                 + ".",
                 code="factors.missing",
             )
-        return FactorReader.open(folder, self.plan, self.dataset.num_items, bring=self.bring)
+        reader = FactorReader.open(folder, self.plan, self.dataset.num_items, bring=self.bring)
+        # of a factor set's own settings nothing inside it is a witness; the scores beside it are
+        beside = self.folder(name)
+        if (beside / MANIFEST).exists():
+            refuse_other_settings(
+                f"{folder} beside {beside}, which",
+                read_manifest(beside, SCORES),
+                FACTORS,
+                reader.manifest.settings,
+                "one of the two has changed, restore it from where the store came from",
+            )
+        return reader
 
     def reader(self, name: str) -> ScoreReader | FactorReader:
         """What is kept of a teacher: its scores, or where there are none its factors.

@@ -16,7 +16,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from cache.atomic import disk_errors, put, sweep, sync_folder
+from cache.atomic import disk_errors, make_folder, put, sweep, sync_folder
 from cache.digest import Bytes, canonical_json
 from cache.errors import StoreError
 from cache.journal import JOURNAL, Journal
@@ -76,8 +76,7 @@ class Unfinished:
         else:  # never begun, or killed before the first word
             with disk_errors(work):
                 shutil.rmtree(work, ignore_errors=True)
-                work.mkdir(parents=True)
-                sync_folder(work.parent)
+                make_folder(work)
             put(path, canonical_json(identity) + b"\n")
         sweep(work)
         return cls(folder, parents, settings)
@@ -115,7 +114,7 @@ class Unfinished:
         """
         staged = self.work / _SET
         for name, data in more.items():
-            put(staged / name, data)
+            put(staged / name, data, aside=self.work)
         _clear_strays(staged, {*files, *more})
         manifest = seal(
             staged,
@@ -124,6 +123,7 @@ class Unfinished:
             settings=self.settings,
             counts=counts,
             format=format,
+            aside=self.work,
         )
         for entry in manifest.files:
             given = self.journal.digest(f"{_SET}/{entry.path}")
@@ -148,6 +148,8 @@ def _clear_strays(staged: Path, expected: Collection[str]) -> None:
         for path in sorted(staged.rglob("*"), reverse=True):
             if path.relative_to(staged).as_posix() in expected:
                 continue
+            if path == staged / MANIFEST and path.is_file() and not path.is_symlink():
+                continue  # sealing puts its own in that place; another writer's is not taken away
             if path.is_symlink() or not path.is_dir():
                 path.unlink()
             elif not any(path.iterdir()):

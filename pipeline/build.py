@@ -21,7 +21,7 @@ import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.atomic import append_line, disk_errors
+from cache.atomic import append_line, disk_errors, make_folder
 from cache.codec import Codec
 from cache.dataset import Dataset, Ints
 from cache.digest import canonical_json
@@ -328,7 +328,7 @@ def _only_writer(folder: Path) -> Iterator[None]:
     """
     path = folder.parent / f".lock-{folder.name}"
     with disk_errors(path):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
     lock = filelock.FileLock(path, blocking=False)
     with disk_errors(path):
         try:

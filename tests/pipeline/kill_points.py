@@ -22,6 +22,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+# what reading a table imports when it is first done: here once, not in every fork
+import numpy.ma
+import numpy.random  # noqa: F401
+import pyarrow.compute
+import pyarrow.dataset
+import pyarrow.parquet  # noqa: F401
+
 from cache.store import Store
 from pipeline.build import Keep, build
 from tests.fakes import TableTeacher, tiny_store, tree

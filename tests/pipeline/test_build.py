@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import filelock
@@ -13,14 +10,13 @@ import numpy as np
 import pytest
 
 import pipeline.build
-from cache.errors import DiskError, StoreError, TeacherError
+from cache.errors import StoreError, TeacherError
 from cache.score_writer import log_softmax
 from cache.store import Store
 from cache.verify import verify
 from pipeline.build import build, estimate
 from tests.fakes import PairTeacher, TableTeacher, tiny_store, tree
 
-ROOT = Path(__file__).parents[2]
 SMALL_SHARDS = 400
 
 
@@ -211,22 +207,6 @@ def test_damaged_work_never_reaches_the_set(store, finished, spoil):
     assert tree(store.path) == finished
 
 
-def test_a_journal_torn_anywhere_changes_nothing(store, finished):
-    with pytest.raises(StoppedError):
-        build(Interrupted("score", 9), store, shard_bytes=SMALL_SHARDS)
-    journal = store.path / "scores" / ".work-table" / "journal.jsonl"
-    whole = journal.read_bytes()
-    ends = [k + 1 for k, byte in enumerate(whole) if byte == ord("\n")]
-    for cut in sorted({0, 1, *ends, *(e - 1 for e in ends), *range(3, len(whole), 97)}):
-        journal.write_bytes(whole[:cut])
-        with pytest.raises(StoppedError):
-            build(Interrupted("score", 0), store, shard_bytes=SMALL_SHARDS)
-        left = journal.read_bytes()
-        assert left == b"" or left.endswith(b"\n")
-    build(TableTeacher(), store, shard_bytes=SMALL_SHARDS)
-    assert tree(store.path) == finished
-
-
 class Broken(TableTeacher):
     """Hands over something else than it should."""
 
@@ -274,32 +254,6 @@ def test_a_second_writer_is_refused(store):
     assert store.names == ["table"]
 
 
-def test_a_full_disk_is_told_and_survived(store, finished, monkeypatch):
-    """Every fsync of the build fails once, in turn; freeing the disk and typing it again suffices."""
-    sync, calls = os.fsync, {"left": 0}
-
-    def failing(handle: int) -> None:
-        calls["left"] -= 1
-        if calls["left"] < 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        sync(handle)
-
-    monkeypatch.setattr(os, "fsync", failing)
-    told = []
-    for allowed in range(1000):
-        calls["left"] = allowed % 7 + 3  # now at one file, now at another
-        try:
-            build(TableTeacher(), store, shard_bytes=SMALL_SHARDS)
-            break
-        except DiskError as error:
-            told.append(error)
-    monkeypatch.setattr(os, "fsync", sync)
-    assert len(told) > 3
-    assert all(error.exit == 5 and "free some space" in str(error) for error in told)
-    build(TableTeacher(), store, shard_bytes=SMALL_SHARDS)
-    assert tree(store.path) == finished
-
-
 def test_progress_reaches_its_total_and_counts_earlier_work(store):
     heard: list[tuple[str, int, int]] = []
     with pytest.raises(StoppedError):
@@ -325,30 +279,3 @@ def test_a_plan_without_batches_is_refused(tmp_path):
         build(TableTeacher(), empty)
     assert caught.value.code == "scores.empty_plan"
     assert tree(empty.path / "scores") == {}
-
-
-def test_the_same_bytes_in_another_process_folder_and_locale(tmp_path):
-    """Hash seed, time zone, locale, umask and folder decide nothing."""
-    script = (
-        "import os, sys; os.umask(int(sys.argv[2], 8));"
-        "from pathlib import Path; from pipeline.build import build;"
-        "from tests.fakes import TableTeacher, tiny_store;"
-        "build(TableTeacher(), tiny_store(Path(sys.argv[1])), quality={'b': 1.0, 'a': 2})"
-    )
-    trees = []
-    for number, (seed, zone, language, mask) in enumerate(
-        [("0", "UTC", "C", "022"), ("7", "Asia/Tokyo", "C.UTF-8", "077")]
-    ):
-        path = tmp_path / str(number) / "store"
-        path.parent.mkdir()
-        places = {"PYTHONHASHSEED": seed, "TZ": zone, "LC_ALL": language, "PYTHONPATH": str(ROOT)}
-        subprocess.run(
-            [sys.executable, "-c", script, str(path), mask],
-            check=True,
-            env={**os.environ, **places},
-            cwd=path.parent,
-        )
-        trees.append(tree(path))
-        modes = {p.stat().st_mode & 0o777 for p in path.rglob("*") if p.is_file()}
-        assert modes == {0o666 & ~int(mask, 8)}
-    assert trees[0] == trees[1]

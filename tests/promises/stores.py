@@ -1,0 +1,60 @@
+"""The store that the promises are tried on: scores and factors of one numpy teacher, some 20 files, a few kB each."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pipeline.build
+from cache.store import Store
+from pipeline.build import Keep, build
+from tests.fakes import TableTeacher, tiny_store
+
+__all__ = ["copied", "files", "script", "sealed_store", "small_build", "small_pieces"]
+
+SHARD_BYTES = 600
+
+
+def small_pieces() -> None:
+    """Several history blocks and factor files from a tiny plan, for the rest of this process."""
+    pipeline.build.HISTORY_BLOCK = 32
+    pipeline.build.FACTOR_BLOCKS = 1
+
+
+def small_build(path: Path, keep: Keep = "both") -> None:
+    """The build that is killed, starved and raced: of the store at `path`, begun or gone on with."""
+    build(TableTeacher(), Store.open(path), shard_bytes=SHARD_BYTES, keep=keep)
+
+
+def sealed_store(path: Path, *, keep: Keep = "both", users: int = 12) -> Path:
+    """A store with what `keep` says, made in one go."""
+    tiny_store(path, users=users)
+    small_build(path, keep)
+    return path
+
+
+def copied(source: Path, target: Path) -> Path:
+    """`target`, as `source` is."""
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(source, target, symlinks=True)
+    return target
+
+
+def files(path: Path) -> list[Path]:
+    """Every file of a store, sorted."""
+    return sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def script(path: Path, *arguments: object, limit: float = 280) -> str:
+    """What a script of this suite prints; it must end well."""
+    done = subprocess.run(
+        [sys.executable, str(path), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=limit,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
