@@ -55,14 +55,21 @@ class Layout:
     @classmethod
     def of(cls, plan: Plan, *, shard_bytes: int = SHARD_BYTES) -> Layout:
         """The layout of a score set over `plan`, with shard files of at most about `shard_bytes`."""
-        stored = 2 * plan.batch_size * plan.num_columns + _CRC.itemsize
-        per_shard = min(max(1, shard_bytes // (stored + _ENTRY)), max(1, len(plan)))
-        return cls(
+        return cls.fitting(
             batches=len(plan),
             slots=plan.batch_size,
             columns=plan.num_columns,
-            per_shard=per_shard,
+            shard_bytes=shard_bytes,
         )
+
+    @classmethod
+    def fitting(
+        cls, *, batches: int, slots: int, columns: int, shard_bytes: int = SHARD_BYTES
+    ) -> Layout:
+        """The same of a plan that is not written yet."""
+        stored = 2 * slots * columns + _CRC.itemsize
+        per_shard = min(max(1, shard_bytes // (stored + _ENTRY)), max(1, batches))
+        return cls(batches=batches, slots=slots, columns=columns, per_shard=per_shard)
 
     @property
     def chunk_bytes(self) -> int:
