@@ -1,4 +1,5 @@
-"""`kd-cache ingest | sample | plan | build | show | verify` and, from cli_share.py, `push | pull | merge`. Thin.
+"""`kd-cache ingest | sample | plan | build | show | verify`, `extend` from cli_extend.py and, from cli_share.py, `push | pull |
+merge`. Thin.
 
 Torch is imported only where a teacher is asked, so that the other commands answer at once.
 """
@@ -20,6 +21,7 @@ from cache.store import Store
 from cache.verify import compare, verify
 from pipeline import console
 from pipeline.build import Keep, build, estimate_seconds, scorer
+from pipeline.cli_extend import extend_command
 from pipeline.cli_share import add_commands
 from pipeline.config import check_finite, find_dataset, find_store, parse_epsilon, tuned_folder
 from pipeline.curriculum import PlanSettings, Popularity, estimate, make_plan, planned
@@ -236,6 +238,11 @@ def build_command(
         what = f"{batches if kind == 'scores' else instances}, {size}, {manifest.digest[:19]}"
         console.say(f"{folders[kind]}: {what}{', built before' if kind in known else ''}")
     console.hint(f"kd-student fit --cache {store.path} --compare")
+
+
+app.command("extend", short_help="Go on with a store: a later log, new batches, old scores.")(
+    extend_command
+)
 
 
 @app.command("show", short_help="Print what a store holds.")
