@@ -81,20 +81,27 @@ class Dataset:
         """Histories are the last `max_length` items before the target."""
         return int(self.manifest.settings["max_length"])
 
+    @property
+    def extends(self) -> list[tuple[str, int]]:
+        """(digest, items) of the datasets that this one goes on from, the oldest first; their items are its first ones."""
+        found = self.manifest.settings.get(EXTENDS)
+        pairs = [
+            (one.get("dataset"), one.get("items"))
+            for one in (found if isinstance(found, list) else [])
+            if isinstance(one, dict)
+        ]
+        return [
+            (digest, items)
+            for digest, items in pairs
+            if isinstance(digest, str) and type(items) is int and 0 <= items <= self.num_items
+        ]
+
     def rows_of(self, digest: str) -> int | None:
         """How many of the first items are those of the dataset `digest`, row by row.
 
         All of its own; of a dataset that it extends, those that were there; None where it is neither.
         """
-        if digest == self.digest:
-            return self.num_items
-        extends = self.manifest.settings.get(EXTENDS)
-        for one in extends if isinstance(extends, list) else []:
-            if isinstance(one, dict) and one.get("dataset") == digest:
-                items = one.get("items")
-                if type(items) is int and 0 <= items <= self.num_items:
-                    return items
-        return None
+        return {**dict(self.extends), self.digest: self.num_items}.get(digest)
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:

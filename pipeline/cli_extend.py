@@ -169,7 +169,15 @@ def _tell(
     dry_run: bool,
 ) -> None:
     growth = grown.growth
-    waiting = console.count(growth.waiting, "user")
+    told = []
+    if growth.late:
+        told.append(
+            f"{console.count(growth.late, 'interaction')} inside old histories left out, of items below the k-core then"
+        )
+    if growth.waiting:
+        told.append(
+            f"{console.count(growth.waiting, 'user')} of two interactions: the third waits for a fourth"
+        )
     console.table(
         f"{out}{', dry run: nothing was written' if dry_run else ''}",
         ["", "before", "new"],
@@ -183,9 +191,7 @@ def _tell(
                 ("batches", grown.first_batch, grown.new_batches),
             )
         ],
-        caption=f"{waiting} of two interactions: the third waits for a fourth"
-        if growth.waiting
-        else "",
+        caption="; ".join(told),
     )
     for source in sources:
         if count := source.encoded(growth):

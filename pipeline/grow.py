@@ -1,8 +1,9 @@
 """What grew: a store's dataset set beside a later one of the same log, joined so that every old row keeps its number.
 
 Users and items are recognised by their ids. Refuses, with counts and the first ids, whatever would make an old instance
-mean something else: an item that is gone or reads otherwise, a user who is gone or whose sequence is no prefix of his new one,
-histories cut elsewhere, and ids that are not there to recognise anybody by. Held in memory: both datasets' sequences.
+mean something else: an item that is gone or reads otherwise, a user who is gone or whose sequence is not the beginning of
+his later one, histories cut elsewhere, and ids that are not there to recognise anybody by. Held in memory: both datasets'
+sequences.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class Growth:
     items: NDArray[np.int64]  #: [V] row in `new` of each item
     users: NDArray[np.int64]  #: [U] row in `new` of each user
     joined: Dataset  #: the result, before it is written: its path is that of `new`
+    late: int  #: interactions left out because they stand inside old histories
     waiting: int  #: users whose newest interaction is left out until another one follows
 
     @property
@@ -73,6 +75,9 @@ class Growth:
 def join(old: Dataset, new: Dataset) -> Growth:
     """Set a later dataset of the same log beside an old one.
 
+    A k-core lets an interaction in once its item is bought often enough, and it may stand inside a history that the teachers
+    have read without it. Such an interaction, of an item that the first dataset of the line did not have, is left out.
+
     Leave-one-out moves on with a user's new items: what was his validation and test item then stands in the training
     part. The one exception is a user of two interactions, who trained on the second: with one more it would be his
     validation item, so the third waits until a fourth is there.
@@ -99,27 +104,13 @@ def join(old: Dataset, new: Dataset) -> Growth:
     users = _match(old, new, "user", old.user_ids(), new.user_ids())
     rank_V = np.empty(len(items), np.int32)
     rank_V[items] = np.arange(len(items), dtype=np.int32)
-    lengths_U = new.lengths[users]
-    known = slice(0, old.num_users)
-    shorter = lengths_U[known] < old.lengths
-    kept_U = np.where(shorter, 0, old.lengths)  # positions to compare
-    mine = _ranges(old.offsets[:-1], kept_U)
-    theirs = _ranges(new.offsets[:-1][users[known]], kept_U)
-    other = old.flat[mine] != rank_V[new.flat[theirs]]
-    changed = shorter | (
-        np.bincount(np.repeat(np.arange(len(kept_U)), kept_U)[other], minlength=len(kept_U)) > 0
-    )
-    if changed.any():
-        what = "whose old interactions are not the first ones there"
-        raise StoreError(
-            f"{new.path}: {_told(old.user_ids(), np.flatnonzero(changed), 'user', what)}; "
-            "ingest the whole log in the order that it had, with later interactions at the end.",
-            code="extend.history_changed",
-        )
-    waits = (old.lengths == 2) & (lengths_U[known] == 3)
-    lengths_U[known][waits] -= 1
-    flat = rank_V[new.flat[_ranges(new.offsets[:-1][users], lengths_U)]]
-    offsets = np.concatenate([[0], np.cumsum(lengths_U)]).astype(np.int64)
+    flat = rank_V[new.flat[_ranges(new.offsets[:-1][users], new.lengths[users])]]
+    offsets = _starts(new.lengths[users])
+    late = _inside_histories(old, new, flat, offsets)
+    flat, offsets = _without(flat, offsets, late)
+    lengths_U = np.diff(offsets)
+    waits = np.flatnonzero((old.lengths == 2) & (lengths_U[: old.num_users] == 3))
+    flat, offsets = _without(flat, offsets, offsets[waits + 1] - 1)
     if len(flat) == len(old.flat) and len(items) == old.num_items:
         raise StoreError(
             f"{new.path}: has nothing that {old.path} does not have; ingest a later state of the log.",
@@ -137,7 +128,8 @@ def join(old: Dataset, new: Dataset) -> Growth:
         items=items,
         users=users,
         joined=Dataset(path=new.path, manifest=manifest, flat=flat, offsets=offsets),
-        waiting=int(waits.sum()),
+        late=len(late),
+        waiting=len(waits),
     )
 
 
@@ -194,6 +186,70 @@ def _match(old: Dataset, new: Dataset, noun: str, old_ids: Any, new_ids: Any) ->
     others = np.ones(len(new_ids), np.bool_)
     others[rows] = False
     return np.concatenate([rows, np.flatnonzero(others)])
+
+
+def _inside_histories(
+    old: Dataset, new: Dataset, flat: Ints, offsets: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Places in `flat`, the later sequences in the old numbers, that stand between the interactions of old sequences.
+
+    Raises:
+        StoreError: ``extend.history_changed`` where old interactions are gone, or one of an item of old is between them.
+    """
+    lengths = np.diff(offsets)[: old.num_users]
+    compared = np.minimum(old.lengths, lengths)
+    ours, theirs = _ranges(old.offsets[:-1], compared), _ranges(offsets[: old.num_users], compared)
+    owner = np.repeat(np.arange(old.num_users), compared)
+    other = np.zeros(old.num_users, np.bool_)
+    other[owner[old.flat[ours] != flat[theirs]]] = True
+    other |= lengths < old.lengths
+    first = min([old.num_items, *(items for _, items in old.extends)])
+    places: list[int] = []
+    changed = []
+    for user in np.flatnonzero(other).tolist():
+        begin, end = offsets[user], offsets[user + 1]
+        inside = _between(old.sequence(user).tolist(), flat[begin:end].tolist(), first)
+        if inside is None:
+            changed.append(user)
+        else:
+            places += (begin + np.array(inside)).tolist()
+    if changed:
+        what = "whose old interactions are not the first ones there"
+        raise StoreError(
+            f"{new.path}: {_told(old.user_ids(), np.array(changed), 'user', what)}; "
+            "ingest the whole log in the order that it had, with later interactions at the end.",
+            code="extend.history_changed",
+        )
+    return np.array(places, np.int64)
+
+
+def _between(before: Sequence[int], after: Sequence[int], first: int) -> list[int] | None:
+    """Places of `after` between the elements of `before`; None where one of a row below `first` is, or one is missing."""
+    inside: list[int] = []
+    found = 0
+    for place, row in enumerate(after):
+        if found == len(before):
+            return inside
+        if row == before[found]:
+            found += 1
+        elif row < first:
+            return None
+        else:
+            inside.append(place)
+    return inside if found == len(before) else None
+
+
+def _without(
+    flat: Ints, offsets: NDArray[np.int64], places: NDArray[np.int64]
+) -> tuple[Ints, NDArray[np.int64]]:
+    """Sequences without the elements at some places."""
+    gone = np.zeros(len(flat) + 1, np.int64)
+    gone[places + 1] = 1
+    return np.delete(flat, places), offsets - np.cumsum(gone)[offsets]
+
+
+def _starts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
 def _refuse_other_texts(old: Dataset, new: Dataset, rows: NDArray[np.int64]) -> None:

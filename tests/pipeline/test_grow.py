@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from cache.errors import StoreError
 from pipeline.curriculum import PlanSettings, make_plan
 from pipeline.extend import grow, open_or_create
-from pipeline.grow import join
+from pipeline.grow import _between, join
 from tests.later import dataset_of, later_of, log_of, sequences, store_of
 
 
@@ -145,6 +145,35 @@ def test_validation_moves_on_and_what_was_trained_on_never_becomes_it(tmp_path):
     assert sequences(last.write(tmp_path / "end"))["y"] == ["a", "b", "c", "a"]
 
 
+def test_what_the_k_core_let_in_later_stays_out_of_histories_that_were_read(tmp_path):
+    """d came too seldom for the first dataset. x bought it between b and a, and once more after them; y before a."""
+    before = {"x": ["a", "b", "a"], "y": ["a", "b", "a", "b"]}
+    after = {"x": ["a", "b", "d", "a", "d", "e"], "y": ["d", "a", "b", "a", "d", "b", "a"], "z": ["d", "e"]}  # fmt: skip
+    _, growth = joined(tmp_path, before, after)
+    assert growth.late == 3
+    made = growth.write(tmp_path / "made")
+    wanted = {"x": ["a", "b", "a", "d", "e"], "y": ["a", "b", "a", "b", "a"], "z": ["d", "e"]}
+    assert sequences(made) == wanted
+    # the next time d is an item of the old dataset; what stayed out stays out
+    again = join(made, dataset_of(tmp_path / "again", {**after, "z": ["d", "e", "a", "b"]}))
+    assert again.late == 3
+    assert sequences(again.write(tmp_path / "end")) == {**wanted, "z": ["d", "e", "a", "b"]}
+
+
+@given(st.data())
+def test_leaving_out_what_was_put_inside_gives_the_old_sequences_back(data):
+    """Elements below 3 are old; 9 is put anywhere before the last of them, anything may follow."""
+    before = data.draw(st.lists(st.integers(0, 2), min_size=1, max_size=6))
+    after, inside = [], []
+    for row in before:
+        for _ in range(data.draw(st.integers(0, 2))):
+            inside.append(len(after))
+            after.append(9)
+        after.append(row)
+    after += data.draw(st.lists(st.integers(0, 9), max_size=4))
+    assert _between(before, after, 3) == inside
+
+
 BEFORE = {"x": ["a", "b", "a"], "y": ["c", "b", "a"]}
 
 
@@ -154,6 +183,7 @@ BEFORE = {"x": ["a", "b", "a"], "y": ["c", "b", "a"]}
         ({"x": ["a", "b", "a", "c"]}, {}, "users_gone", "1 user of .* not there \\('y'\\)"),
         ({"x": ["a", "b", "a"], "y": ["a", "b", "a"]}, {}, "items_gone", "1 item of .* \\('c'\\)"),
         ({"x": ["b", "a", "a"], "y": ["c", "b", "a"]}, {}, "history_changed", "1 user .* \\('x'\\)"),
+        ({"x": ["a", "b", "c", "a"], "y": ["c", "b", "a"]}, {}, "history_changed", "1 user .*'x'"),
         ({"x": ["a", "b"], "y": ["c", "b"]}, {}, "history_changed", "2 users .* \\('x', 'y'\\)"),
         (BEFORE, {"titles": {"b": "B"}}, "items_changed", "another title .*'b'"),
         ({**BEFORE, "z": ["a"]}, {"anonymous": True}, "anonymous", "ids were left out"),
