@@ -47,7 +47,9 @@ __all__ = [
     "Progress",
     "build",
     "estimate",
+    "estimate_factors",
     "estimate_seconds",
+    "refuse_no_factors",
     "scorer",
     "spread",
 ]
@@ -91,12 +93,7 @@ def build(
         TeacherError: NaN, infinities or wrong shapes from the teacher; what was whole before stays.
         DiskError: the disk is full or failing; the same command goes on once that is mended.
     """
-    if keep != SCORES and not teacher.factorises:
-        raise UsageError(
-            f"the scores of teacher {teacher.name!r} are no products of vectors, so it has no factors to keep; "
-            "leave --keep away.",
-            code="teacher.no_factors",
-        )
+    refuse_no_factors(teacher, keep)
     tell = progress or silent
     layout = Layout.of(store.plan, shard_bytes=shard_bytes)
     block = HISTORY_BLOCK if teacher.factorises else 0
@@ -143,9 +140,35 @@ def build(
     return sealed[wanted[0]]
 
 
+def refuse_no_factors(teacher: Teacher, keep: Keep) -> None:
+    """Refuse to keep vectors of a teacher that has none.
+
+    Raises:
+        UsageError: ``teacher.no_factors``.
+    """
+    if keep != SCORES and not teacher.factorises:
+        raise UsageError(
+            f"the scores of teacher {teacher.name!r} are no products of vectors, so it has no factors to keep; "
+            "leave --keep away.",
+            code="teacher.no_factors",
+        )
+
+
 def estimate(plan: Plan) -> int:
     """Bytes that one teacher's scores over `plan` will take on disk, all but a few kilobytes."""
     return sum(Layout.of(plan).sizes().values())
+
+
+def estimate_factors(plan: Plan, *, items: int, width: int) -> int:
+    """Bytes that one teacher's factors will take on disk, all but a few kilobytes.
+
+    Args:
+        items: of the dataset.
+        width: numbers in a vector.
+    """
+    per_file = HISTORY_BLOCK * FACTOR_BLOCKS
+    layout = FactorLayout.of(plan, items=items, width=width, per_file=per_file)
+    return sum(layout.sizes().values())
 
 
 def estimate_seconds(

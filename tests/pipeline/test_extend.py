@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from tests.fakes import PairTeacher, TableTeacher, tree
 from tests.later import Counting, dataset_of, later_of, log_of, store_of
 
 SMALL_SHARDS = 400
+KILLER = Path(__file__).with_name("kill_extend.py")
 BLOCK = 8
 
 
@@ -285,3 +289,16 @@ def test_damage_of_the_old_set_is_told_and_not_copied(tmp_path, kind):
         extended(tmp_path, old, TableTeacher())
     assert caught.value.code == "store.wrong_digest"
     assert not (tmp_path / "out" / kind / "table").exists()
+
+
+def test_killed_anywhere_the_same_call_ends_in_the_same_bytes(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(KILLER), str(tmp_path), "17"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=240,
+    )
+    told = json.loads(done.stdout)
+    assert told["different"] == []
+    assert told["died"] == told["points"] >= 8
