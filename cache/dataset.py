@@ -27,6 +27,7 @@ from cache.tables import read_table, write_table
 from cache.vectors import VECTORS, write_vectors
 
 __all__ = [
+    "EXTENDS",
     "VECTORS",
     "Dataset",
     "InstanceKind",
@@ -42,6 +43,9 @@ InstanceKind: TypeAlias = Literal["prefixes", "last"]
 ITEM_COLUMNS = ("item", "title", "brand", "category", "description", "image")
 #: what a text is made of, in this order (as UniSRec's preprocessing has it)
 TEXT_COLUMNS = ("title", "category", "brand")
+
+#: setting of a dataset that goes on from others: [{"dataset": digest, "items": V, "users": U}], the oldest first
+EXTENDS = "extends"
 
 _ITEMS = pa.schema([(name, pa.string()) for name in ITEM_COLUMNS])
 _SEQUENCES = pa.schema([("user", pa.string()), ("items", pa.list_(pa.int32()))])
@@ -76,6 +80,28 @@ class Dataset:
     def max_length(self) -> int:
         """Histories are the last `max_length` items before the target."""
         return int(self.manifest.settings["max_length"])
+
+    @property
+    def extends(self) -> list[tuple[str, int]]:
+        """(digest, items) of the datasets that this one goes on from, the oldest first; their items are its first ones."""
+        found = self.manifest.settings.get(EXTENDS)
+        pairs = [
+            (one.get("dataset"), one.get("items"))
+            for one in (found if isinstance(found, list) else [])
+            if isinstance(one, dict)
+        ]
+        return [
+            (digest, items)
+            for digest, items in pairs
+            if isinstance(digest, str) and type(items) is int and 0 <= items <= self.num_items
+        ]
+
+    def rows_of(self, digest: str) -> int | None:
+        """How many of the first items are those of the dataset `digest`, row by row.
+
+        All of its own; of a dataset that it extends, those that were there; None where it is neither.
+        """
+        return {**dict(self.extends), self.digest: self.num_items}.get(digest)
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:

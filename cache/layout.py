@@ -59,15 +59,28 @@ class Layout:
     @classmethod
     def of(cls, plan: Plan, *, codec: Codec = "none", shard_bytes: int = SHARD_BYTES) -> Layout:
         """The layout of a score set over `plan`, with shard files of at most about `shard_bytes`."""
-        one = cls(
+        return cls.fitting(
             batches=len(plan),
             slots=plan.batch_size,
             columns=plan.num_columns,
-            per_shard=1,
             codec=codec,
+            shard_bytes=shard_bytes,
         )
-        fitting = max(1, shard_bytes // (one.stored_bytes + _ENTRY))
-        return replace(one, per_shard=min(fitting, max(1, len(plan))))
+
+    @classmethod
+    def fitting(
+        cls,
+        *,
+        batches: int,
+        slots: int,
+        columns: int,
+        codec: Codec = "none",
+        shard_bytes: int = SHARD_BYTES,
+    ) -> Layout:
+        """The same of a plan that is not written yet."""
+        one = cls(batches=batches, slots=slots, columns=columns, per_shard=1, codec=codec)
+        fit = max(1, shard_bytes // (one.stored_bytes + _ENTRY))
+        return replace(one, per_shard=min(fit, max(1, batches)))
 
     @property
     def format(self) -> int:

@@ -13,7 +13,7 @@ Shape legend: T slots and C columns of one batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,12 +162,11 @@ class ScoreWriter:
             TeacherError: a wrong shape or type, NaN or infinity; nothing of the unit is written.
         """
         numbers = self.layout.shard_batches(unit)
-        shard = encode_shard(
-            self.layout,
-            unit,
-            (self._normalise(i, raw) for i, raw in zip(numbers, raws, strict=True)),
-            self._buffer,
-        )
+        self.put_logs(unit, (self.logs(i, raw) for i, raw in zip(numbers, raws, strict=True)))
+
+    def put_logs(self, unit: int, logs: Iterable[NDArray[np.floating[Any]]]) -> None:
+        """Write one unit from what is ready: of each batch what :meth:`logs` gives, or what another set holds."""
+        shard = encode_shard(self.layout, unit, logs, self._buffer)
         self.part.put(self.layout.shard_path(unit), shard.data)
 
     def seal(self) -> Manifest:
@@ -204,9 +203,12 @@ class ScoreWriter:
             more={METADATA: self.layout.metadata(attributes)},
         )
 
-    def _normalise(
-        self, index: int, raw_TC: NDArray[np.floating[Any]]
-    ) -> NDArray[np.floating[Any]]:
+    def logs(self, index: int, raw_TC: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
+        """[T_b, C_b] log-probabilities of batch `index` from the teacher's bare scores.
+
+        Raises:
+            TeacherError: as :meth:`put`.
+        """
         batch = self.plan[index]
         shape = (len(batch.users), len(batch.items))
         teacher, tau = self.part.settings["teacher"], self.part.settings["tau"]

@@ -26,6 +26,7 @@ from cache.plan import Plan, open_plan
 from cache.scores import ScoreReader, refuse_other_settings
 
 __all__ = [
+    "DatasetSource",
     "Description",
     "PlanSource",
     "ScoreSet",
@@ -46,6 +47,10 @@ _COUNTS = {
 
 #: a plan to copy in, or a function that writes one at the given path over the given dataset
 PlanSource: TypeAlias = Plan | Callable[[Path, Dataset], Plan]
+
+
+#: a dataset to copy in, or a function that writes one at the given path
+DatasetSource: TypeAlias = Dataset | Callable[[Path], Dataset]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,17 +96,21 @@ class Store:
         return cls(path=path, dataset=dataset, plan=open_plan(path / PLAN, dataset, deep=deep))
 
     @classmethod
-    def create(cls, path: Path, dataset: Dataset, plan: PlanSource) -> Store:
+    def create(cls, path: Path, dataset: DatasetSource, plan: PlanSource) -> Store:
         """Make a store at `path`: staged whole, checked, published by one rename.
 
         Args:
+            dataset: to copy in, or a function that writes one into the store.
             plan: a plan over `dataset` to copy in, or a function that writes one into the store.
 
         Raises:
             StoreError: ``store.exists``; or the plan is of another dataset.
         """
         with staging(path) as folder:
-            copy_part(dataset.path, folder / DATASET, dataset.manifest)
+            if isinstance(dataset, Dataset):
+                copy_part(dataset.path, folder / DATASET, dataset.manifest)
+            else:
+                dataset(folder / DATASET)
             inside = open_dataset(folder / DATASET, deep=True)
             if isinstance(plan, Plan):
                 copy_part(plan.path, folder / PLAN, plan.manifest)

@@ -10,26 +10,21 @@ Shape legend: T slots and C columns of one batch, V items, D width, N instances.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import filelock
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.atomic import append_line, disk_errors, make_folder
 from cache.codec import Codec
 from cache.dataset import Dataset, Ints
-from cache.digest import canonical_json
-from cache.errors import StoreError, UsageError
+from cache.errors import UsageError
 from cache.factor_layout import FactorLayout
 from cache.factor_writer import FactorWriter, factor_settings, refuse_other_product
 from cache.layout import SHARD_BYTES, Layout
-from cache.manifest import Manifest, read_manifest
+from cache.manifest import Manifest
 from cache.plan import Batch, Plan, PlannedBatch, first_appearance
 from cache.score_writer import (
     TAU,
@@ -42,11 +37,23 @@ from cache.score_writer import (
 from cache.store import FACTORS, SCORES, Store, refuse_other_teacher
 from cache.unfinished import Unfinished, clear_work
 from pipeline.kept import Kept
+from pipeline.sets import Progress, finished, log, only_writer, silent
 
 if TYPE_CHECKING:
     from teachers.protocol import Teacher
 
-__all__ = ["HISTORY_BLOCK", "Keep", "Progress", "build", "estimate", "estimate_seconds", "scorer"]
+__all__ = [
+    "HISTORY_BLOCK",
+    "Keep",
+    "Progress",
+    "build",
+    "estimate",
+    "estimate_factors",
+    "estimate_seconds",
+    "refuse_no_factors",
+    "scorer",
+    "spread",
+]
 
 Keep: TypeAlias = Literal["scores", "factors", "both"]
 
@@ -54,13 +61,6 @@ HISTORY_BLOCK = 4096  #: instances encoded and kept together; decides the bits, 
 FACTOR_BLOCKS = 8  #: of these in a file of a factor set: 20 MB at 300 numbers a vector
 
 _PROBE_RUNS, _PROBE_RUN, _PROBE_BATCHES = 8, 128, 4
-
-
-class Progress(Protocol):
-    """Hears how far a build has come."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """`stage` is ``items``, ``histories`` (instances), ``factors`` (files) or ``scores`` (batches)."""
 
 
 def build(
@@ -96,18 +96,13 @@ def build(
         TeacherError: NaN, infinities or wrong shapes from the teacher; what was whole before stays.
         DiskError: the disk is full or failing; the same command goes on once that is mended.
     """
-    if keep != SCORES and not teacher.factorises:
-        raise UsageError(
-            f"the scores of teacher {teacher.name!r} are no products of vectors, so it has no factors to keep; "
-            "leave --keep away.",
-            code="teacher.no_factors",
-        )
+    refuse_no_factors(teacher, keep)
     if keep == FACTORS and codec != "none":
         raise UsageError(
             f"--codec {codec} is for scores, and --keep {keep} keeps none; leave --codec away.",
             code="build.unused_codec",
         )
-    tell = progress or _silent
+    tell = progress or silent
     layout = Layout.of(store.plan, codec=codec, shard_bytes=shard_bytes)
     block = HISTORY_BLOCK if teacher.factorises else 0
     quality = teacher.quality if quality is None else quality
@@ -124,12 +119,12 @@ def build(
     name = name or teacher.name
     folders = {SCORES: store.folder(name), FACTORS: store.factor_folder(name)}
     wanted = [SCORES, FACTORS] if keep == "both" else [keep]
-    with _only_writer(folders[SCORES]):
+    with only_writer(folders[SCORES]):
         sealed: dict[str, Manifest] = {}
         for kind in wanted:
             refuse_other_teacher(store, name, kind, settings[kind])
             if folders[kind].exists():
-                sealed[kind] = _finished(folders[kind], kind, store.plan, settings[kind])
+                sealed[kind] = finished(folders[kind], kind, store.plan, settings[kind])
                 clear_work(folders[kind])
         if SCORES in sealed:
             tell(SCORES, layout.batches, layout.batches)
@@ -145,17 +140,43 @@ def build(
             kept = Kept(part, teacher, store.dataset, store.plan, block=HISTORY_BLOCK)
             if factors is not None:
                 sealed[FACTORS] = _write_factors(factors, teacher, kept, store, tell)
-                _log(store, FACTORS, sealed[FACTORS], folders[FACTORS].name, started)
+                log(store, FACTORS, sealed[FACTORS], folders[FACTORS].name, started)
             if scores is not None:
                 _write(scores, teacher, kept, store.dataset, tell)
                 sealed[SCORES] = scores.seal()
-                _log(store, SCORES, sealed[SCORES], folders[SCORES].name, started)
+                log(store, SCORES, sealed[SCORES], folders[SCORES].name, started)
     return sealed[wanted[0]]
 
 
-def estimate(plan: Plan) -> int:
+def refuse_no_factors(teacher: Teacher, keep: Keep) -> None:
+    """Refuse to keep vectors of a teacher that has none.
+
+    Raises:
+        UsageError: ``teacher.no_factors``.
+    """
+    if keep != SCORES and not teacher.factorises:
+        raise UsageError(
+            f"the scores of teacher {teacher.name!r} are no products of vectors, so it has no factors to keep; "
+            "leave --keep away.",
+            code="teacher.no_factors",
+        )
+
+
+def estimate(plan: Plan, codec: Codec = "none") -> int:
     """Bytes that one teacher's scores over `plan` will take on disk, all but a few kilobytes."""
-    return sum(Layout.of(plan).sizes().values())
+    return sum(Layout.of(plan, codec=codec).sizes().values())
+
+
+def estimate_factors(plan: Plan, *, items: int, width: int) -> int:
+    """Bytes that one teacher's factors will take on disk, all but a few kilobytes.
+
+    Args:
+        items: of the dataset.
+        width: numbers in a vector.
+    """
+    per_file = HISTORY_BLOCK * FACTOR_BLOCKS
+    layout = FactorLayout.of(plan, items=items, width=width, per_file=per_file)
+    return sum(layout.sizes().values())
 
 
 def estimate_seconds(
@@ -180,7 +201,7 @@ def estimate_seconds(
     sample = np.concatenate(
         [
             np.arange(first, min(first + _PROBE_RUN, len(users)))
-            for first in _spread(len(users) // _PROBE_RUN, _PROBE_RUNS) * _PROBE_RUN
+            for first in spread(len(users) // _PROBE_RUN, _PROBE_RUNS) * _PROBE_RUN
         ]
     )
     began = clock()
@@ -194,7 +215,7 @@ def estimate_seconds(
     asked = len(users) if teacher.factorises else sum(len(b.instances) for b in batches)
     seconds += (clock() - began) * asked / len(sample)
     targets = dataset.targets(users, ends)
-    chosen = _spread(len(batches), _PROBE_BATCHES)
+    chosen = spread(len(batches), _PROBE_BATCHES)
     began = clock()
     for number in chosen:
         columns = targets[batches[number].instances]
@@ -203,7 +224,7 @@ def estimate_seconds(
     return seconds + (clock() - began) * len(batches) / len(chosen)
 
 
-def _spread(count: int, most: int) -> NDArray[np.int64]:
+def spread(count: int, most: int) -> NDArray[np.int64]:
     """At most `most` of 0..count-1 at equal distances, and at least one."""
     take = max(min(count, most), 1)
     return (np.arange(take) * 2 + 1) * count // (2 * take)
@@ -232,7 +253,7 @@ def _write_factors(
     """Do every file that is missing, and seal the set."""
     plan, dataset = store.plan, store.dataset
     items_VD = _encode(kept, plan, dataset, tell)
-    for index in _spread(len(plan), _PROBE_BATCHES):
+    for index in spread(len(plan), _PROBE_BATCHES):
         batch = plan[int(index)]
         users_TD, items_CD = kept.histories(batch.instances), items_VD[batch.items]
         score_TC = teacher.score(users_TD, items_CD)
@@ -298,67 +319,3 @@ def _write(
             tell(SCORES, done, layout.batches)
         writer.put(unit, raws)
         kept.release()
-
-
-def _finished(folder: Path, kind: str, plan: Plan, settings: Mapping[str, Any]) -> Manifest:
-    """The manifest of a set that is there already, if it is the one that was asked for."""
-    manifest = read_manifest(folder, kind)
-    old = {**manifest.parents, **manifest.settings}
-    new = {**parents_of(plan), **settings}
-    odd = [
-        f"{key} {old.get(key)!r} there, {new.get(key)!r} asked for"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
-    if odd:
-        raise StoreError(
-            f"{folder}: is built already with other settings ({'; '.join(odd)}); "
-            "give this one another name with `--name`, or remove that folder.",
-            code="scores.exists",
-        )
-    return manifest
-
-
-@contextlib.contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Hold the lock of one score set, and of the factors of that name; the system frees it when its holder dies.
-
-    What keeps a store whole is unique names and one rename, not this lock: where a network disk does not honour it, two
-    writers cost double work.
-    """
-    path = folder.parent / f".lock-{folder.name}"
-    with disk_errors(path):
-        make_folder(folder.parent)
-    lock = filelock.FileLock(path, blocking=False)
-    with disk_errors(path):
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:  # an OSError too
-            raise StoreError(
-                f"{folder}: another process is building it right now ({path.name} is locked); "
-                "wait for that one, or run the same command later: it goes on from what is there.",
-                code="store.busy",
-            ) from error
-    try:
-        yield
-    finally:
-        # unlinked while held: whoever waits on the old file finds it has no name and starts over
-        path.unlink(missing_ok=True)
-        lock.release()
-
-
-def _log(store: Store, kind: str, manifest: Manifest, name: str, started: float) -> None:
-    """One line beside the store of what may not stand inside it."""
-    fact = {
-        "built": name,
-        "kind": kind,
-        "digest": manifest.digest,
-        "host": os.uname().nodename,
-        "seconds": round(time.time() - started, 1),
-        "utc": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    append_line(store.log, canonical_json(fact))
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    """For callers who do not listen."""

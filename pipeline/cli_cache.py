@@ -1,4 +1,5 @@
-"""`kd-cache ingest | sample | plan | build | show | verify` and, from cli_share.py, `push | pull | merge`. Thin.
+"""`kd-cache ingest | sample | plan | build | show | verify`, `extend` from cli_extend.py and, from cli_share.py, `push | pull |
+merge`. Thin.
 
 Torch is imported only where a teacher is asked, so that the other commands answer at once.
 """
@@ -15,12 +16,21 @@ from cache.codec import Codec
 from cache.dataset import Dataset, InstanceKind, open_dataset
 from cache.errors import StoreError, UsageError
 from cache.manifest import read_manifest
-from cache.plan import Plan
+from cache.plan import Plan, PlannedBatch
 from cache.score_writer import TAU
 from cache.store import Store
 from cache.verify import compare, verify
 from pipeline import console
-from pipeline.build import Keep, build, estimate_seconds, scorer
+from pipeline.build import (
+    Keep,
+    build,
+    estimate_factors,
+    estimate_seconds,
+    refuse_no_factors,
+    scorer,
+)
+from pipeline.build import estimate as estimate_scores
+from pipeline.cli_extend import extend_command
 from pipeline.cli_share import add_commands
 from pipeline.config import check_finite, find_dataset, find_store, parse_epsilon, tuned_folder
 from pipeline.curriculum import PlanSettings, Popularity, estimate, make_plan, planned
@@ -217,10 +227,16 @@ def build_command(
             help="Of scores: float16 as it is; or a byte each, half the size for the road and slower to read."
         ),
     ] = "none",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what it would cost, write nothing.")
+    ] = False,
 ) -> None:
     """Ask a teacher about every batch, once, and keep what it said in the store."""
     store = Store.open(find_store(cache, "kd-cache build"))
     asked = _teacher(teacher, store.path)
+    if dry_run:
+        _tell_cost(store, asked, keep, codec)
+        return
     called = name or asked.name
     folders = {"scores": store.folder(called), "factors": store.factor_folder(called)}
     kinds = [kind for kind in folders if keep in (kind, "both")]
@@ -244,6 +260,11 @@ def build_command(
         what = f"{batches if kind == 'scores' else instances}, {size}, {manifest.digest[:19]}"
         console.say(f"{folders[kind]}: {what}{', built before' if kind in known else ''}")
     console.hint(f"kd-student fit --cache {store.path} --compare")
+
+
+app.command("extend", short_help="Go on with a store: a later log, new batches, old scores.")(
+    extend_command
+)
 
 
 @app.command("show", short_help="Print what a store holds.")
@@ -323,6 +344,35 @@ def _teacher(name: str, store: Path) -> Teacher:
     from teachers.registry import load_teacher
 
     return load_teacher(tuned_folder(name, store))
+
+
+def _tell_cost(store: Store, asked: Teacher, keep: Keep, codec: Codec) -> None:
+    """What a build would take."""
+    dataset, plan = store.dataset, store.plan
+    refuse_no_factors(asked, keep)
+    rows = []
+    if keep != "factors":
+        rows.append(["scores", console.size(estimate_scores(plan, codec))])
+    if keep != "scores":
+        width = asked.encode_items(dataset).shape[1]
+        size = estimate_factors(plan, items=dataset.num_items, width=width)
+        rows.append(["factors", console.size(size)])
+    batches = [
+        PlannedBatch(round=one.round, bucket=one.bucket, instances=one.instances)
+        for one in map(plan.__getitem__, range(len(plan)))
+    ]
+    instances = (plan.instance_users, plan.instance_ends)
+    seconds = estimate_seconds(asked, dataset, instances, batches)
+    console.table(
+        f"{store.path}: {asked.name}, dry run: nothing was written",
+        ["", "value"],
+        [
+            ["instances", f"{plan.num_instances:,}"],
+            ["batches", f"{len(plan):,}"],
+            *rows,
+            ["time", f"about {console.duration(max(seconds, 1))} on this machine"],
+        ],
+    )
 
 
 def _is_planned(target: Path, dataset: Dataset, settings: PlanSettings) -> bool:

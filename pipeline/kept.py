@@ -20,36 +20,67 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.atomic import disk_errors
-from cache.dataset import Dataset
+from cache.dataset import Dataset, Ints
 from cache.errors import TeacherError
 from cache.plan import Plan
 from cache.unfinished import Unfinished
 
 if TYPE_CHECKING:
-    from teachers.protocol import Teacher
+    from teachers.protocol import Floats, Teacher
 
-__all__ = ["Kept"]
+__all__ = ["Kept", "some_items"]
+
+
+def some_items(teacher: Teacher, dataset: Dataset, rows: Ints) -> Floats:
+    """[n, D] vectors of some items; a teacher that only answers for all items is asked for all of them."""
+    from teachers.protocol import SomeItems  # not before a teacher is asked
+
+    if isinstance(teacher, SomeItems):
+        return teacher.encode_some_items(dataset, rows)
+    return teacher.encode_items(dataset)[rows]
 
 
 class Kept:
     """A teacher's vectors of every item, and of every instance in blocks, in the work folder of `part`."""
 
     def __init__(
-        self, part: Unfinished, teacher: Teacher, dataset: Dataset, plan: Plan, *, block: int
+        self,
+        part: Unfinished,
+        teacher: Teacher,
+        dataset: Dataset,
+        plan: Plan,
+        *,
+        block: int,
+        first: int = 0,
+        rows: Ints | None = None,
     ) -> None:
+        """Nothing is asked yet.
+
+        Args:
+            block: instances that are encoded together.
+            first: instances before this one are not encoded.
+            rows: of the items that are encoded; all by default.
+        """
         self._part = part
         self._teacher = teacher
         self._dataset = dataset
         self._plan = plan
         self._block_size = block
+        self._first = first
+        self._rows = rows
         self._encoded = False
         self._open: dict[int, NDArray[np.float32]] = {}
 
     def items(self) -> NDArray[np.float32]:
-        """[V, D] item vectors, from the teacher or from an earlier run of this build."""
+        """[V, D] item vectors, or those of the chosen rows, from the teacher or from an earlier run of this build."""
         name = "items.npy"
         if not self._part.journal.whole(name):
-            self._keep(name, self._teacher.encode_items(self._dataset), self._dataset.num_items, 0)
+            rows = self._rows
+            if rows is None:
+                vectors, count = self._teacher.encode_items(self._dataset), self._dataset.num_items
+            else:
+                vectors, count = some_items(self._teacher, self._dataset, rows), len(rows)
+            self._keep(name, vectors, count, 0)
         return _load(self._part.work / name)
 
     def encode(self) -> Iterator[int]:
@@ -57,9 +88,9 @@ class Kept:
         if self._encoded:
             return
         plan = self._plan
-        for first in range(0, plan.num_instances, self._block_size):
+        for first in range(self._first, plan.num_instances, self._block_size):
             block = slice(first, min(first + self._block_size, plan.num_instances))
-            name = self._name(first // self._block_size)
+            name = self._name((first - self._first) // self._block_size)
             if not self._part.journal.whole(name):
                 vectors_ND = self._teacher.encode_histories(
                     self._dataset, plan.instance_users[block], plan.instance_ends[block]
@@ -70,7 +101,7 @@ class Kept:
 
     def histories(self, instances: NDArray[Any]) -> NDArray[np.float32]:
         """[T, D] vectors of some instances, at least one; after :meth:`encode`."""
-        blocks, rows = np.divmod(instances, self._block_size)
+        blocks, rows = np.divmod(instances - self._first, self._block_size)
         parts: NDArray[np.float32] | None = None
         for block in np.unique(blocks):
             vectors_ND = self._block(int(block))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
+from cache.dataset import EXTENDS
 from cache.store import Description, ScoreSet, Store, describe
 from pipeline import console
 
@@ -74,6 +75,7 @@ def _parts(about: Description) -> None:
             ["then", console.count(settings["rounds"], "standard round")],
             ["dataset", f"{console.size(about.dataset_bytes)}, {about.dataset.digest[:19]}"],
             ["plan", f"{console.size(about.plan_bytes)}, {about.plan.digest[:19]}"],
+            *([["goes on from plan", str(settings[EXTENDS])[:19]]] if EXTENDS in settings else []),
         ],
     )
 

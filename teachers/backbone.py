@@ -102,14 +102,19 @@ class Backbone(nn.Module):
         """[R, D] item vectors of feature rows, one matrix a modality."""
         raise NotImplementedError
 
-    def item_table(self) -> Tensor:
-        """[V, D] vectors of the target's items, not yet normalised."""
+    @property
+    def features(self) -> list[Tensor]:
+        """[V, W] the target's frozen features, one matrix a modality."""
         tables = [getattr(self, name) for name in self._names]
         if None in tables:
             raise RuntimeError(
                 f"a {type(self).__name__} without its target's features has no item table"
             )
-        table_VD = self.adapt(*(table.weight for table in tables))
+        return [table.weight for table in tables]
+
+    def item_table(self) -> Tensor:
+        """[V, D] vectors of the target's items, not yet normalised."""
+        table_VD = self.adapt(*self.features)
         return table_VD if self.item_embedding is None else table_VD + self.item_embedding.weight
 
     def states(self, inputs_ND: Tensor, packed: Packed, *, only_last: bool = False) -> Tensor:

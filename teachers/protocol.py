@@ -6,14 +6,14 @@ numpy at the border, so that a teacher may be written in anything. Legend: V ite
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cache.dataset import Dataset, Ints
 
-__all__ = ["Floats", "Teacher"]
+__all__ = ["Floats", "SomeItems", "Teacher"]
 
 Floats = NDArray[np.float32]
 
@@ -45,3 +45,15 @@ class Teacher(Protocol):
 
     def score(self, users_vec: Floats, items_vec: Floats) -> Floats:
         """[n, C] bare scores of histories and items. No temperature, no softmax: the store does that."""
+
+
+@runtime_checkable
+class SomeItems(Protocol):
+    """What a teacher may offer beside, so that extending a store asks about new items alone.
+
+    Two more attributes are looked at where they are there: `inductive`, False for a teacher that knows nothing of an item
+    that it was not tuned on, and `vector_sets`, names of the item vectors that it reads from beside the dataset.
+    """
+
+    def encode_some_items(self, dataset: Dataset, items: Ints) -> Floats:
+        """[n, D] vectors of some items, those rows of :meth:`Teacher.encode_items`."""

@@ -3,10 +3,11 @@
     weights.safetensors   tokenizer.json   config.json
 
 A folder needs no hub and no tokenizer of `transformers`: the tokenizer is one JSON text, sealed by its digest in the
-configuration. A tuned teacher belongs to the dataset it was tuned on and refuses another; its items' vectors are the
-table that stage two was tuned against. Prefixes share nothing, as the most recent item comes first: every history is
-read by itself, in float32 on the processor and with bfloat16 products on a GPU that has them; what is asked along with a
-history changes its vector by rounding alone (1e-6 in float32). V items, D width, n histories.
+configuration. A tuned teacher belongs to the dataset it was tuned on and to those that extend it, and refuses others; its
+items' vectors are the table that stage two was tuned against, those of later items what the tuned encoder reads in them.
+Prefixes share nothing, as the most recent item comes first: every history is read by itself, in float32 on the processor and
+with bfloat16 products on a GPU that has them; what is asked along with a history changes its vector by rounding alone (1e-6 in
+float32). V items, D width, n histories.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,6 +31,7 @@ from teachers.protocol import Floats
 from teachers.recformer import Architecture, Recformer, encode
 from teachers.recformer_tokens import ItemTokens, Limits, Vocabulary, tokenise_items
 from teachers.trainer import bfloat16_is_fast
+from teachers.unisrec_teacher import rows_tuned_on
 
 __all__ = ["RecformerFolder", "RecformerTeacher", "load_recformer", "save_recformer"]
 
@@ -139,7 +142,8 @@ class RecformerTeacher:
         self._vocabulary = loaded.vocabulary
         self._limits = loaded.limits
         self._dataset = str(loaded.config["dataset"])
-        self._items: ItemTokens | None = None
+        self._items: tuple[str, ItemTokens] | None = None
+        self._extended: tuple[str, Tensor] = ("", torch.empty(0))
         self._bfloat16 = device.startswith("cuda") and bfloat16_is_fast(device)
         self.digest = loaded.digest
         self.quality: Mapping[str, float] = quality_of(loaded.config)
@@ -162,17 +166,20 @@ class RecformerTeacher:
 
     def encode_items(self, dataset: Dataset) -> Floats:
         """[V, D] unit vectors."""
-        self._check(dataset)
-        vectors: Floats = F.normalize(self._model.table(), dim=-1).cpu().numpy()
+        vectors: Floats = F.normalize(self._table(dataset), dim=-1).cpu().numpy()
         return vectors
+
+    def encode_some_items(self, dataset: Dataset, items: Ints) -> Floats:
+        """[n, D] unit vectors of some items."""
+        return self.encode_items(dataset)[items]
 
     def encode_histories(self, dataset: Dataset, users: Ints, ends: Ints) -> Floats:
         """[n, D] unit vectors."""
-        self._check(dataset)
-        if self._items is None:
-            self._items = tokenise_items(dataset, self._vocabulary, self._limits)
+        rows_tuned_on(dataset, self._dataset, self.name)
         states_nD = encode(
-            self._model, self._items.histories(dataset, users, ends), bfloat16=self._bfloat16
+            self._model,
+            self._tokens(dataset).histories(dataset, users, ends),
+            bfloat16=self._bfloat16,
         )
         vectors: Floats = F.normalize(states_nD, dim=-1).cpu().numpy()
         return vectors
@@ -181,10 +188,24 @@ class RecformerTeacher:
         """[n, C] cosines."""
         return users_vec @ items_vec.T
 
-    def _check(self, dataset: Dataset) -> None:
-        if dataset.digest != self._dataset:
-            raise StoreError(
-                f"the teacher was tuned on the dataset {self._dataset[:19]}, {dataset.path} is "
-                f"{dataset.digest[:19]}; tune it on that one with `kd-teacher tune recformer`.",
-                code="teacher.foreign",
-            )
+    def _tokens(self, dataset: Dataset) -> ItemTokens:
+        if self._items is None or self._items[0] != dataset.digest:
+            found = tokenise_items(dataset, self._vocabulary, self._limits)
+            self._items = dataset.digest, found
+        return self._items[1]
+
+    def _table(self, dataset: Dataset) -> Tensor:
+        """[V, D] its items' table, then what it reads in items that came later."""
+        known = rows_tuned_on(dataset, self._dataset, self.name)
+        own_VD = self._model.table()
+        if known == dataset.num_items:
+            return own_VD
+        digest, table_VD = self._extended
+        if digest != dataset.digest:
+            later = np.arange(known, dataset.num_items, dtype=np.int32)
+            alone = self._tokens(dataset).sequences(later, np.ones(len(later), np.int32))
+            read_nD = encode(self._model, alone, bfloat16=self._bfloat16).to(own_VD)
+            with torch.inference_mode():
+                table_VD = torch.cat([own_VD, read_nD])
+            self._extended = dataset.digest, table_VD
+        return table_VD

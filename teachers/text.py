@@ -38,6 +38,7 @@ __all__ = [
     "keep_vectors",
     "load_encoder",
     "locate",
+    "named",
     "plain_name",
 ]
 
@@ -156,6 +157,14 @@ def describe(folder: Path, settings: TextSettings) -> dict[str, Any]:
     }
 
 
+def named(settings: TextSettings) -> tuple[Path, dict[str, Any], str]:
+    """(folder of the encoder, what decides its vectors, name of the set that they are kept under)."""
+    folder = locate(settings.model)
+    made_by = describe(folder, settings)
+    mark = sha256_bytes(canonical_json(made_by)).removeprefix("sha256:")[:12]
+    return folder, made_by, f"{plain_name(made_by['model'])}-{settings.pooling}-{mark}"
+
+
 def item_vectors(
     dataset: Dataset,
     settings: TextSettings,
@@ -168,10 +177,7 @@ def item_vectors(
     Returns:
         (name, vectors): the name of the set under `vectors/`, and float32 [V, d].
     """
-    folder = locate(settings.model)
-    made_by = describe(folder, settings)
-    mark = sha256_bytes(canonical_json(made_by)).removeprefix("sha256:")[:12]
-    name = f"{plain_name(made_by['model'])}-{settings.pooling}-{mark}"
+    folder, made_by, name = named(settings)
     if name not in list_vectors(dataset):
         texts = dataset.texts()
         if settings.word_drop:

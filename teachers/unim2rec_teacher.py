@@ -10,6 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from teachers.folder import save_folder
+from teachers.prewhitening import whitened_present
+from teachers.protocol import Floats
 from teachers.unim2rec import Architecture, UniM2Rec
 from teachers.unisrec_teacher import CosineTeacher
 
@@ -20,6 +22,12 @@ class UniM2RecTeacher(CosineTeacher):
     """A tuned UniM2Rec."""
 
     name = "unim2rec"
+    feature_keys = ("text", "image")
+
+    @staticmethod
+    def prewhitened(vectors_VW: Floats, first: int) -> Floats:
+        """[V, W] present vectors whitened as those among the `first` were by themselves."""
+        return whitened_present(vectors_VW, first)
 
     @staticmethod
     def model_of(weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> UniM2Rec:

@@ -42,3 +42,25 @@ def test_a_newer_format_is_refused_politely(tmp_path):
     with pytest.raises(StoreError, match="upgrade") as caught:
         Store.open(store).scores("table")
     assert caught.value.code == "store.newer_format"
+
+
+def test_the_golden_factors_give_the_same_vectors():
+    histories, items = (
+        np.load(GOLDEN / f"store_v1_table_{table}.npy", allow_pickle=False)
+        for table in ("histories", "items")
+    )
+    reader = Store.open(STORE).factors("table")
+    # 15 instances and 7 items, five rows a file
+    assert (reader.layout.per_file, reader.tau, reader.quality) == (5, 0.07, 0.0625)
+    assert histories.shape[1] == items.shape[1] == 8
+    assert np.array_equal(reader.history_vectors(np.arange(len(histories))), histories)
+    assert np.array_equal(reader.item_vectors(), items)
+    for table, wanted in (("histories", histories), ("items", items)):
+        files = sorted((STORE / "factors" / "table" / table).glob("*.npy"))
+        stock = np.concatenate([np.load(path, allow_pickle=False) for path in files])
+        assert np.array_equal(stock, wanted)
+        assert len(files) == -(-len(wanted) // 5) > 1
+    # their product, at the set's temperature, is what the golden scores hold, but for the rounding of both
+    scores = Store.open(STORE).scores("table")
+    for index in range(len(reader)):
+        assert np.abs(reader[index].astype(float) - scores[index].astype(float)).max() < 0.03

@@ -15,6 +15,7 @@ import zarr
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+import pipeline.build
 from cache.store import Store
 from pipeline.build import build
 from tests.fakes import PairTeacher, TableTeacher, tiny_store
@@ -30,11 +31,20 @@ def main(format: int) -> None:
         store = tiny_store(Path(folder) / "store", users=8, items=7)
         build(TableTeacher("table"), store, shard_bytes=300, quality={"ndcg@10": 0.0625})
         build(PairTeacher("pairs"), store, tau=0.5)
+        pipeline.build.HISTORY_BLOCK, pipeline.build.FACTOR_BLOCKS = (
+            5,
+            1,
+        )  # several files of few rows
+        build(TableTeacher("table"), store, keep="factors", quality={"ndcg@10": 0.0625})
         target = HERE / "store_v1"
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(store.path, target)
     for name in Store.open(target).names:
         np.save(HERE / f"store_v1_{name}.npy", values(Store.open(target), name))
+    factors = Store.open(target).factors("table")
+    instances = np.arange(factors.layout.instances)
+    np.save(HERE / "store_v1_table_histories.npy", factors.history_vectors(instances))
+    np.save(HERE / "store_v1_table_items.npy", factors.item_vectors())
 
 
 def _second() -> None:

@@ -9,7 +9,7 @@ import pipeline.build
 from cache.errors import StoreError, TeacherError, UsageError
 from cache.store import Store
 from cache.verify import verify
-from pipeline.build import build
+from pipeline.build import build, estimate_factors
 from tests.fakes import PairTeacher, TableTeacher, tiny_store, tree
 
 SMALL_SHARDS = 400
@@ -197,6 +197,13 @@ def test_progress_reaches_its_totals(store):
         _, done, total = [one for one in heard if one[0] == stage][-1]
         assert done == total
     assert [done for stage, done, _ in heard if stage == "factors"] == [0, 1, 2, 3]
+
+
+def test_the_estimate_is_what_factors_take(store):
+    build(TableTeacher(), store, keep="factors")
+    files = (store.path / "factors").rglob("*.npy")
+    told = estimate_factors(store.plan, items=store.dataset.num_items, width=8)
+    assert told == sum(path.stat().st_size for path in files)
 
 
 def test_a_plan_without_batches_is_refused(tmp_path):
