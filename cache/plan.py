@@ -9,6 +9,7 @@ function of the file. Held in memory: 8 bytes a slot and 12 an instance.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class Plan:
         slots = slice(self.starts[index], self.starts[index + 1])
         instances = self.slot_instances[slots]
         columns = self.slot_columns[slots]
-        items = np.empty(int(columns.max()) + 1, np.int32)
+        items = np.zeros(int(columns.max()) + 1, np.int32)  # whatever the columns: rows that exist
         items[columns] = self.targets[instances]
         return Batch(
             index=index,
@@ -212,25 +213,19 @@ def open_plan(path: Path, dataset: Dataset, *, deep: bool = False) -> Plan:
             f"{dataset.digest[:19]}; make a new plan with `kd-cache plan`.",
             code="plan.foreign",
         )
-    table = read_table(path / "plan.parquet", _SLOTS)
-    instances = read_table(path / "instances.parquet", _INSTANCES)
+    counts = manifest.counts
+    table = read_table(path, manifest, "plan.parquet", _SLOTS, counts.get("slots", 0))
+    rows = counts.get("instances", 0)
+    instances = read_table(path, manifest, "instances.parquet", _INSTANCES, rows)
     column = {name: table[name].to_numpy() for name in table.column_names}
     users, ends = instances["user"].to_numpy(), instances["end"].to_numpy()
     starts = np.append(np.flatnonzero(column["slot"] == 0), table.num_rows)
-    counts = manifest.counts
-    if (
-        len(starts) - 1 != counts["batches"]
-        or len(users) != counts["instances"]
-        or (len(users) and not 0 <= users.min() <= users.max() < dataset.num_users)
-        or (len(users) and not (1 <= ends.min() and (ends < dataset.lengths[users]).all()))
-        or (
-            table.num_rows
-            and not 0 <= column["instance"].min() <= column["instance"].max() < len(users)
-        )
-        or (
-            table.num_rows
-            and not 0 <= column["column"].min() <= column["column"].max() < counts["columns"]
-        )
+    if not (
+        len(starts) - 1 == counts.get("batches")
+        and _within(users, 0, dataset.num_users)
+        and (not len(users) or bool((ends >= 1).all() and (ends < dataset.lengths[users]).all()))
+        and _within(column["instance"], 0, len(users))
+        and _sound_batches(column, starts, manifest)
     ):
         raise StoreError(
             f"{path}: its rows do not fit the manifest's counts or the dataset; "
@@ -249,3 +244,25 @@ def open_plan(path: Path, dataset: Dataset, *, deep: bool = False) -> Plan:
         slot_instances=column["instance"],
         slot_columns=column["column"],
     )
+
+
+def _sound_batches(column: Mapping[str, Ints], starts: NDArray[np.int64], plan: Manifest) -> bool:
+    """Whether what the manifest says of batches, which readers make room by, is what the rows say."""
+    widest, settings = plan.counts.get("columns", 0), plan.settings
+    if not len(column["slot"]):
+        return widest == 0
+    rounds = column["round"]
+    return (
+        starts[0] == 0
+        and int(np.diff(starts).max()) <= int(settings["batch_size"])
+        and _within(column["column"], 0, widest)
+        and int(column["column"].max()) + 1 == widest
+        and bool((rounds >= 0).all())
+        and int(rounds.max()) == int(settings["rounds"]) == len(np.unique(rounds[rounds > 0]))
+        and _within(column["bucket"], -1, int(settings["buckets"]))
+        and settings["buckets"] <= np.iinfo(np.int16).max
+    )
+
+
+def _within(values: Ints, low: int, high: int) -> bool:
+    return not len(values) or bool(low <= values.min() and values.max() < high)

@@ -1,19 +1,30 @@
 """Parquet as this project writes it: zstd, page checksums on both ways, the same table in the same bytes.
 
-Without page checksums a flipped bit in a Parquet file reads back as another value, silently.
+Without page checksums a flipped bit in a Parquet file reads back as another value, silently. A table is decoded from the very
+bytes that were hashed. Refused before anything is unpacked: other columns, another number of rows than the manifest
+says, and more than 256 times the file's size (or 64 MiB), which no honest table reaches; then empty cells.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache.atomic import disk_errors, put
+from cache.digest import sha256_bytes
 from cache.errors import StoreError
+from cache.manifest import Entry, Manifest
+from cache.pages import check_pages
 
-__all__ = ["read_table", "write_table"]
+__all__ = ["check_rows", "read_table", "write_table"]
+
+_RATIO = 256  #: bytes in memory for a byte of the file, at most; runs of equal values make about 100
+_ROWS = 8  #: rows of distinct ids for a byte of the file, at most; numbers in a row make about one
+_SMALL = 64 << 20  #: bytes in memory that any file may take
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -30,26 +41,103 @@ def write_table(path: Path, table: pa.Table) -> None:
     put(path, memoryview(sink.getvalue()))
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a table that must have exactly `schema`.
+def read_table(folder: Path, manifest: Manifest, name: str, schema: pa.Schema, rows: int) -> pa.Table:
+    """Read the table `name` of a sealed part, which must have exactly `schema` and `rows` rows.
 
     Raises:
-        StoreError: ``store.bad_table`` when it cannot be read or has other columns.
+        StoreError: ``store.wrong_size``, ``store.wrong_digest``, ``store.missing``; ``store.bad_table`` when it cannot be
+            read, has other columns or rows, or unpacks to more than a table of its size may.
     """
-    advice = "restore it or build that part again"
+    path, advice = folder / name, "restore it or build that part again"
+    data = _sealed_bytes(path, manifest, name, advice)
+    texts = [field.name for field in schema if field.type == pa.string()]
+    limit = max(_SMALL, _RATIO * len(data))
     try:
-        with disk_errors(path):
-            table = pq.read_table(
-                path, page_checksum_verification=True, memory_map=False, use_threads=True
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if file.schema_arrow != schema:
+            names = file.schema_arrow.names
+            raise _bad(path, f"has the columns {names}, {schema.names} were expected", advice)
+        if file.metadata.num_rows != rows:
+            raise _bad(
+                path, f"has {file.metadata.num_rows:,} rows, {rows:,} were expected", advice
             )
+        check_pages(data, file.metadata, limit)
+        table = pq.read_table(
+            pa.BufferReader(data),
+            page_checksum_verification=True,
+            use_threads=True,
+            read_dictionary=texts,  # so that a text that stands in many rows takes its place once
+        )
+        if sum(_text_bytes(table[text]) for text in texts) > limit:
+            raise ValueError(f"its texts claim more than {limit:,} bytes")
+        table = table.cast(schema)
+        table.validate(full=True)
     except (pa.ArrowException, ValueError) as error:
         cause = str(error).splitlines()[0][:200]
-        raise StoreError(
-            f"{path}: cannot be read ({cause}); {advice}.", code="store.bad_table"
-        ) from error
-    if table.schema != schema:
-        raise StoreError(
-            f"{path}: has the columns {table.schema.names}, {schema.names} were expected; {advice}.",
-            code="store.bad_table",
-        )
+        raise _bad(path, f"cannot be read ({cause})", advice) from error
+    if any(_has_nulls(column) for column in table.columns):
+        raise _bad(path, "has empty cells", advice)
     return table
+
+
+def check_rows(folder: Path, name: str, rows: int) -> None:
+    """Refuse, from its footer alone, a table of distinct ids that has not `rows` rows, or cannot have them.
+
+    Raises:
+        StoreError: ``store.bad_table``.
+    """
+    path, advice = folder / name, "restore it or build that part again"
+    try:
+        with disk_errors(path):
+            size, found = path.stat().st_size, pq.read_metadata(path).num_rows
+    except (pa.ArrowException, ValueError) as error:
+        raise _bad(path, f"cannot be read ({str(error).splitlines()[0][:200]})", advice) from error
+    if found != rows or rows > size * _ROWS:
+        what = f"has {found:,} rows in {size:,} bytes, {rows:,} rows were expected"
+        raise _bad(path, what, advice)
+
+
+def _sealed_bytes(path: Path, manifest: Manifest, name: str, advice: str) -> bytes:
+    """A file's bytes, hashed after they were read: what may lie there a moment later has no say."""
+    entry = next((entry for entry in manifest.files if entry.path == name), None)
+    if entry is None:
+        raise StoreError(f"{path}: is missing; {advice}.", code="store.missing")
+    with disk_errors(path), path.open("rb") as file:
+        data = file.read(entry.size + 1)
+    _check(path, entry, data, advice)
+    return data
+
+
+def _check(path: Path, entry: Entry, data: bytes, advice: str) -> None:
+    if len(data) != entry.size:
+        raise StoreError(
+            f"{path}: {entry.size:,} bytes expected, others found; {advice}.",
+            code="store.wrong_size",
+        )
+    if (found := sha256_bytes(data)) != entry.sha256:
+        raise StoreError(
+            f"{path}: its bytes have changed ({entry.sha256[:19]} expected, {found[:19]} found); "
+            f"{advice}.",
+            code="store.wrong_digest",
+        )
+
+
+def _text_bytes(column: Any) -> int:
+    """What a column of texts takes when each stands in its own row."""
+    total = 0
+    for chunk in column.chunks:
+        lengths = pc.binary_length(chunk.dictionary)
+        total += 4 * len(chunk) + (pc.sum(lengths.take(chunk.indices)).as_py() or 0)
+    return total
+
+
+def _has_nulls(column: Any) -> bool:
+    chunks = column.chunks
+    return any(
+        chunk.null_count or (pa.types.is_list(chunk.type) and chunk.values.null_count)
+        for chunk in chunks
+    )
+
+
+def _bad(path: Path, what: str, advice: str) -> StoreError:
+    return StoreError(f"{path}: {what}; {advice}.", code="store.bad_table")
