@@ -46,6 +46,7 @@ TEXT_COLUMNS = ("title", "category", "brand")
 _ITEMS = pa.schema([(name, pa.string()) for name in ITEM_COLUMNS])
 _SEQUENCES = pa.schema([("user", pa.string()), ("items", pa.list_(pa.int32()))])
 _MIN_EVALUATED = 3
+_LONG = 1 << 16  #: longest history that a dataset may speak of without having it
 
 
 @dataclass(frozen=True)
@@ -182,6 +183,8 @@ def open_dataset(path: Path, *, deep: bool = False) -> Dataset:
         dataset.num_users != users
         or len(flat) != counts.get("interactions")
         or (len(flat) and not 0 <= flat.min() <= flat.max() < counts["items"])
+        # students make room by it: no more than there is use for
+        or manifest.settings.get("max_length", 0) > max(_LONG, np.diff(offsets).max(initial=0))
     ):
         raise StoreError(
             f"{path}: the sequences do not fit the manifest's counts {dict(counts)}; "

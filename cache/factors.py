@@ -220,7 +220,7 @@ def _layout(folder: Path, manifest: Manifest, plan: Plan, items: int) -> FactorL
         and width > 0
         and isinstance(per_file, int)
         and not isinstance(per_file, bool)
-        and per_file > 0
+        and 0 < per_file < 1 << 31
         and sound_teacher(settings)
         and settings.get("dtype") == "float16"
         and settings.get("score") == "product"

@@ -72,7 +72,7 @@ def read_table(folder: Path, manifest: Manifest, name: str, schema: pa.Schema, r
             raise ValueError(f"its texts claim more than {limit:,} bytes")
         table = table.cast(schema)
         table.validate(full=True)
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, OSError) as error:  # OSError: a page's checksum
         cause = str(error).splitlines()[0][:200]
         raise _bad(path, f"cannot be read ({cause})", advice) from error
     if any(_has_nulls(column) for column in table.columns):
