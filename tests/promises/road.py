@@ -17,11 +17,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-SIZES = "--users 40 --items 96"
+SIZES = "--users 120 --items 96"
 ROAD = [
     f"kd-cache sample --out rows {SIZES}",
-    "kd-cache ingest rows --out data/toys --k-core 2",
-    "kd-cache plan --data data/toys --batch-size 64",
+    "kd-cache ingest rows --out data/toys",
+    "kd-cache plan --data data/toys --batch-size 128",
     "kd-teacher tune unisrec --data data/toys --epochs 1 --batch-size 256 --threads 1",
     "kd-cache build --teacher unisrec --keep both",
     "kd-student fit --cache cache/toys --epochs 1 --threads 1 --hidden 16",

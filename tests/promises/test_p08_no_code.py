@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from cache.errors import CkdError, InputError
-from teachers.text import load_text_model
+from teachers import text
 from teachers.weights import read_official
 from tests.promises.grounds import ROOT, code_of, copied, in_memory, opened, reparented
 from tests.promises.ledger import all_kept
@@ -86,7 +86,12 @@ def extension(path: Path) -> None:
 
 def pandas_metadata(path: Path) -> None:
     table = pq.read_table(path)
-    pq.write_table(table.replace_schema_metadata({b"pandas": PICKLE, b"ARROW:schema": PICKLE}), path)
+    pq.write_table(table.replace_schema_metadata({b"pandas": PICKLE, b"canary": PICKLE}), path)
+
+
+def schema_metadata(path: Path) -> None:
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({b"ARROW:schema": PICKLE}), path, store_schema=False)
 
 
 CANARIES: dict[str, tuple[str, Callable[[Path], None]]] = {
@@ -101,6 +106,7 @@ CANARIES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "an extension type": ("dataset/items.parquet", extension),
     "an extension type in a plan": ("plan/instances.parquet", extension),
     "metadata that are a pickle": ("dataset/sequences.parquet", pandas_metadata),
+    "a schema that is a pickle": ("dataset/sequences.parquet", schema_metadata),
     "a script": ("scores/one/canary.py", lambda p: p.write_text("import os; os.system('touch \"$CANARY\"')")),
     "a startup file": ("dataset/canary.pth", lambda p: p.write_text("import os; os.system('touch \"$CANARY\"')")),
     "a configuration": ("scores/one/config.json", lambda p: p.write_text('{"auto_map": {"AutoModel": "canary.Model"}}')),
@@ -117,7 +123,7 @@ def test_canaries_sealed_in_a_store_are_refused_and_silent(monkeypatch: pytest.M
             lay(store / file)
             reparented(store)
             code = code_of(lambda store=store: opened(store))
-            harmless = name in {"metadata that are a pickle"}  # which nobody looks at
+            harmless = name == "metadata that are a pickle"  # which nobody looks at
             told.append("" if code or harmless else f"{name}: taken")
             told.append(f"{name}: it ran" if mark.exists() else "")
         pickle.loads(PICKLE)  # noqa: S301  # the canary is alive, or this test would prove nothing
@@ -168,7 +174,7 @@ def test_a_text_model_that_brings_its_own_code_is_refused(field: str, monkeypatc
         (model / "model.safetensors").write_bytes(b"")
         (model / "pytorch_model.bin").write_bytes(PICKLE)
         with pytest.raises(CkdError):
-            load_text_model(str(model))
+            text._load(model)
         all_kept("P08", ["it ran" if mark.exists() else ""])
 
 
