@@ -5,7 +5,7 @@
     python stop_fit.py FOLDER signals N     SIGTERM or SIGINT at N random times of a fit and of a build, through the command's exit
     python stop_fit.py FOLDER twice         a second signal while the first is being answered
 
-Prints JSON: {"points", "stopped", "different"}. A fork a run keeps this fast; the parent never computes.
+Prints JSON: {"points", "stopped", "different"}. A fork a run keeps this fast; the parent computes once, on one thread.
 """
 
 from __future__ import annotations
@@ -107,6 +107,9 @@ class Job:
 
         assert in_child(prepare) == 0
         self.fresh()
+        if kind == "fit":
+            self.run()  # here too, once: what torch imports late is then there in every fork
+            self.fresh()
         started = time.monotonic()
         assert in_child(self.run) == 0
         self.span = time.monotonic() - started
