@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cache.atomic import staging
 from cache.errors import StoreError
 from cache.manifest import MANIFEST, Manifest, check_part, seal
-from cache.tables import read_table, write_table
+from cache.tables import check_rows, read_table, write_table
 from cache.vectors import VECTORS, write_vectors
 
 __all__ = [
@@ -50,6 +50,7 @@ EXTENDS = "extends"
 _ITEMS = pa.schema([(name, pa.string()) for name in ITEM_COLUMNS])
 _SEQUENCES = pa.schema([("user", pa.string()), ("items", pa.list_(pa.int32()))])
 _MIN_EVALUATED = 3
+_LONG = 1 << 16  #: longest history that a dataset may speak of without having it
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Dataset:
     @cached_property
     def items(self) -> pa.Table:
         """The item table, V rows: item, title, brand, category, description, image (strings)."""
-        return read_table(self.path / "items.parquet", _ITEMS)
+        return read_table(self.path, self.manifest, "items.parquet", _ITEMS, self.num_items)
 
     def texts(self) -> list[str]:
         """[V] the text of each item: title, category and brand, or "." where all are empty."""
@@ -129,7 +130,10 @@ class Dataset:
         """[U] the users' own ids, or None where the dataset was anonymised."""
         if self.manifest.settings["anonymised"]:
             return None
-        return read_table(self.path / "sequences.parquet", _SEQUENCES)["user"]
+        table = read_table(
+            self.path, self.manifest, "sequences.parquet", _SEQUENCES, self.num_users
+        )
+        return table["user"]
 
     def sequence(self, user: int) -> Ints:
         """All items of one user in time order."""
@@ -191,17 +195,22 @@ def open_dataset(path: Path, *, deep: bool = False) -> Dataset:
         StoreError: anything missing, extra, changed or inconsistent.
     """
     manifest = check_part(path, "dataset", deep=deep, skip=frozenset({VECTORS}))
-    column = read_table(path / "sequences.parquet", _SEQUENCES)["items"].combine_chunks()
+    counts = manifest.counts
+    users = counts.get("users", 0)
+    check_rows(path, "items.parquet", counts.get("items", 0))
+    table = read_table(path, manifest, "sequences.parquet", _SEQUENCES, users)
+    column = table["items"].combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # zero users: nothing to combine
         column = pa.concat_arrays([pa.array([], _SEQUENCES.field("items").type), *column.chunks])
     offsets = column.offsets.to_numpy().astype(np.int64)
     flat = column.values.to_numpy()
     dataset = Dataset(path=path, manifest=manifest, flat=flat, offsets=offsets)
-    counts = manifest.counts
     if (
-        dataset.num_users != counts["users"]
-        or len(flat) != counts["interactions"]
+        dataset.num_users != users
+        or len(flat) != counts.get("interactions")
         or (len(flat) and not 0 <= flat.min() <= flat.max() < counts["items"])
+        # students make room by it: no more than there is use for
+        or manifest.settings.get("max_length", 0) > max(_LONG, np.diff(offsets).max(initial=0))
     ):
         raise StoreError(
             f"{path}: the sequences do not fit the manifest's counts {dict(counts)}; "

@@ -77,7 +77,8 @@ def refuse_other_product(
         TeacherError: ``teacher.not_a_product`` where they differ by more than `MOST_NATS` nats at `tau`.
     """
     users, items = (halves(some).astype(np.float32) for some in (histories_TD, items_CD))
-    if users.ndim == items.ndim == 2 and users.shape[1] == items.shape[1]:
+    shapes = (*users.shape[1:], *score_TC.shape)
+    if shapes == (*items.shape[1:], len(users), len(items)) and users.ndim == 2:
         with np.errstate(over="ignore", invalid="ignore"):
             gap_TC = score_TC - users @ items.T
             gap_TC -= gap_TC.mean(axis=1, keepdims=True)
@@ -86,7 +87,7 @@ def refuse_other_product(
             return
         what = f"misses its score by up to {worst:.3g} nats at tau {tau:g} (at most {MOST_NATS} expected)"
     else:
-        what = f"cannot be taken of shapes {users.shape} and {items.shape}"
+        what = f"has no shape {score_TC.shape}, as its score does, from {users.shape} and {items.shape}"
     raise TeacherError(
         f"teacher {teacher!r}: the product of its vectors, kept as float16, {what}; {_INSTEAD}.",
         code="teacher.not_a_product",

@@ -227,7 +227,7 @@ def _layout(folder: Path, manifest: Manifest, plan: Plan, items: int) -> FactorL
         and width > 0
         and isinstance(per_file, int)
         and not isinstance(per_file, bool)
-        and per_file > 0
+        and 0 < per_file < 1 << 31
         and isinstance(block, int)
         and not isinstance(block, bool)
         and block > 0

@@ -124,23 +124,32 @@ def read_manifest(folder: Path, kind: str) -> Manifest:
     Raises:
         StoreError: ``store.unfinished`` without one, ``store.bad_manifest``, ``store.newer_format``,
             ``store.wrong_kind``.
+        DiskError: it cannot be read, or `folder` is none.
     """
     path = folder / MANIFEST
-    try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            _bad(path, "is not a regular file")
-        if status.st_size > MAX_BYTES:
-            _bad(path, f"has {status.st_size:,} bytes, at most {MAX_BYTES:,} expected")
-        data = path.read_bytes()
-    except FileNotFoundError:
+    data = _read(path)
+    if data is None:
         what = "is not there" if not folder.exists() else "has no manifest.json, it is unfinished"
         raise StoreError(
             f"{folder}: the {kind} part {what}; check the path, or run {_MAKERS.get(kind, 'the command')} "
             "(again), which writes it.",
             code="store.unfinished",
-        ) from None
+        )
     return parse_manifest(data, path, kind)
+
+
+def _read(path: Path) -> bytes | None:
+    """The bytes of a manifest, or None where there is none."""
+    with disk_errors(path):
+        try:
+            status = path.lstat()
+            if not stat.S_ISREG(status.st_mode):
+                _bad(path, "is not a regular file")
+            if status.st_size > MAX_BYTES:
+                _bad(path, f"has {status.st_size:,} bytes, at most {MAX_BYTES:,} expected")
+            return path.read_bytes()
+        except FileNotFoundError:
+            return None
 
 
 def parse_manifest(data: bytes, path: Path | str, kind: str) -> Manifest:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from pathlib import Path
 
 from cache.errors import StoreError, UsageError
 
-__all__ = ["check_name", "check_names", "check_set_name"]
+__all__ = ["check_folder", "check_name", "check_names", "check_set_name"]
 
 _PART = re.compile(r"[A-Za-z0-9_.@+=-]{1,255}", re.ASCII)
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.ASCII)
@@ -67,3 +68,18 @@ def check_set_name(name: str, *, where: str) -> str:
             code="scores.bad_name",
         )
     return plain
+
+
+def check_folder(folder: Path) -> Path:
+    """Return `folder` if it is not there or is a folder, never a link to one: what is written must not land elsewhere.
+
+    Raises:
+        StoreError: ``store.not_a_folder``.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise StoreError(
+            f"{folder}: is a link or no folder; stores have neither, "
+            "restore it from where the store came from or remove it.",
+            code="store.not_a_folder",
+        )
+    return folder

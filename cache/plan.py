@@ -9,6 +9,7 @@ function of the file. Held in memory: 8 bytes a slot and 12 an instance.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ class Plan:
         slots = slice(self.starts[index], self.starts[index + 1])
         instances = self.slot_instances[slots]
         columns = self.slot_columns[slots]
-        items = np.empty(int(columns.max()) + 1, np.int32)
+        items = np.zeros(int(columns.max()) + 1, np.int32)  # whatever the columns: rows that exist
         items[columns] = self.targets[instances]
         return Batch(
             index=index,
@@ -212,19 +213,19 @@ def open_plan(path: Path, dataset: Dataset, *, deep: bool = False) -> Plan:
             f"{dataset.digest[:19]}; make a new plan with `kd-cache plan`.",
             code="plan.foreign",
         )
-    slots = _read_slots(path / "plan.parquet")
-    instances = read_table(path / "instances.parquet", _INSTANCES)
+    counts = manifest.counts
+    slots = _read_slots(path, manifest)
+    rows = counts.get("instances", 0)
+    instances = read_table(path, manifest, "instances.parquet", _INSTANCES, rows)
     users, ends = instances["user"].to_numpy(), instances["end"].to_numpy()
     chosen, columns = slots["instance"], slots["column"]
     starts = np.append(slots["start"], len(chosen))
-    counts = manifest.counts
-    if (
-        len(starts) - 1 != counts["batches"]
-        or len(users) != counts["instances"]
-        or (len(users) and not 0 <= users.min() <= users.max() < dataset.num_users)
-        or (len(users) and not (1 <= ends.min() and (ends < dataset.lengths[users]).all()))
-        or (len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(users))
-        or (len(chosen) and not 0 <= columns.min() <= columns.max() < counts["columns"])
+    if not (
+        len(starts) - 1 == counts.get("batches")
+        and _within(users, 0, dataset.num_users)
+        and (not len(users) or bool((ends >= 1).all() and (ends < dataset.lengths[users]).all()))
+        and _within(chosen, 0, len(users))
+        and _sound_batches(slots, starts, manifest)
     ):
         raise StoreError(
             f"{path}: its rows do not fit the manifest's counts or the dataset; "
@@ -245,7 +246,7 @@ def open_plan(path: Path, dataset: Dataset, *, deep: bool = False) -> Plan:
     )
 
 
-def _read_slots(path: Path) -> dict[str, NDArray[Any]]:
+def _read_slots(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
     """`instance` and `column` of every slot; `round`, `bucket` and `start` of every batch. Holds little beside them."""
     pieces: dict[str, list[NDArray[Any]]] = {
         "instance": [np.empty(0, np.int32)],
@@ -254,8 +255,8 @@ def _read_slots(path: Path) -> dict[str, NDArray[Any]]:
         "bucket": [np.empty(0, np.int16)],
         "start": [np.empty(0, np.int64)],
     }
-    done = 0
-    for table in read_pieces(path, _SLOTS):
+    done, rows = 0, manifest.counts.get("slots", 0)
+    for table in read_pieces(path, manifest, "plan.parquet", _SLOTS, rows):
         first = np.flatnonzero(table["slot"].to_numpy() == 0)
         for name in ("instance", "column"):
             # a copy of its own, so that the piece's other columns go
@@ -266,3 +267,27 @@ def _read_slots(path: Path) -> dict[str, NDArray[Any]]:
         done += table.num_rows
     # one after another, each one's pieces gone before the next
     return {name: np.concatenate(pieces.pop(name)) for name in list(pieces)}
+
+
+def _sound_batches(
+    slots: Mapping[str, NDArray[Any]], starts: NDArray[np.int64], plan: Manifest
+) -> bool:
+    """Whether what the manifest says of batches, which readers make room by, is what the rows say."""
+    widest, settings = plan.counts.get("columns", 0), plan.settings
+    if not len(slots["column"]):
+        return widest == 0
+    rounds = slots["round"]
+    return (
+        starts[0] == 0
+        and int(np.diff(starts).max()) <= int(settings["batch_size"])
+        and _within(slots["column"], 0, widest)
+        and int(slots["column"].max()) + 1 == widest
+        and bool((rounds >= 0).all())
+        and int(rounds.max()) == int(settings["rounds"]) == len(np.unique(rounds[rounds > 0]))
+        and _within(slots["bucket"], -1, int(settings["buckets"]))
+        and settings["buckets"] <= np.iinfo(np.int16).max
+    )
+
+
+def _within(values: Ints, low: int, high: int) -> bool:
+    return not len(values) or bool(low <= values.min() and values.max() < high)

@@ -197,8 +197,10 @@ class FolderRemote:
     def list(self, folder: str = "") -> dict[str, Found]:
         """Every regular file below."""
         found: dict[str, Found] = {}
-        top = self.root / folder
+        top = self._path(folder) if folder else self.root
         with disk_errors(top):
+            if top.exists() and not top.is_dir():
+                _not_a_file(top)
             for where, folders, files in os.walk(top):
                 for name in folders:
                     if (Path(where) / name).is_symlink():
@@ -209,8 +211,9 @@ class FolderRemote:
                         continue
                     path = Path(where) / name
                     status = path.lstat()
-                    if stat.S_ISREG(status.st_mode):
-                        found[path.relative_to(self.root).as_posix()] = Found(status.st_size)
+                    if not stat.S_ISREG(status.st_mode):
+                        _not_a_file(path)
+                    found[path.relative_to(self.root).as_posix()] = Found(status.st_size)
         return found
 
     def stat(self, name: str) -> Found | None:

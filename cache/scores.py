@@ -115,9 +115,11 @@ class ScoreReader:
             "settings": dict(manifest.settings),
         }
         path = folder / METADATA
+        wanted = layout.metadata(attributes)
         with disk_errors(path):
-            found = path.read_bytes() if path.is_file() else b""
-        if found != layout.metadata(attributes) or sha256_bytes(found) != metadata.sha256:
+            sized = path.is_file() and metadata.size == len(wanted)  # never a large one
+            found = path.read_bytes() if sized else b""
+        if found != wanted or sha256_bytes(found) != metadata.sha256:
             raise StoreError(
                 f"{path}: does not say what {folder / 'manifest.json'} says, "
                 f"one of the two has changed; {ADVICE}.",

@@ -21,7 +21,7 @@ from cache.errors import StoreError
 from cache.factors import FactorReader
 from cache.manifest import MANIFEST, Manifest, read_manifest
 from cache.mapped import Bring
-from cache.paths import check_set_name
+from cache.paths import check_folder, check_set_name
 from cache.plan import Plan, open_plan
 from cache.scores import ScoreReader, refuse_other_settings
 
@@ -151,18 +151,22 @@ class Store:
 
         Raises:
             UsageError: ``scores.bad_name``.
+            StoreError: ``store.not_a_folder`` for a link.
         """
-        folder = self.path / SCORES
-        return folder / check_set_name(name, where=str(folder))
+        return self._set_folder(SCORES, name)
 
     def factor_folder(self, name: str) -> Path:
         """Where the factor set `name` lies, or would.
 
         Raises:
             UsageError: ``scores.bad_name``.
+            StoreError: ``store.not_a_folder`` for a link.
         """
-        folder = self.path / FACTORS
-        return folder / check_set_name(name, where=str(folder))
+        return self._set_folder(FACTORS, name)
+
+    def _set_folder(self, kind: str, name: str) -> Path:
+        folder = check_folder(self.path / kind)
+        return check_folder(folder / check_set_name(name, where=str(folder)))
 
     def scores(self, name: str) -> ScoreReader:
         """Open the score set `name`.
@@ -395,6 +399,9 @@ def _refuse_odd(folder: Path, manifest: Manifest, *, settings: tuple[str, ...]) 
 
 
 def _refuse_non_store(path: Path) -> None:
+    if path.is_dir():
+        for part in (DATASET, PLAN, SCORES, FACTORS):
+            check_folder(path / part)
     if not path.is_dir() or not (path / DATASET).is_dir() or not (path / PLAN).is_dir():
         what = "is not a store" if path.exists() else "is not there"
         raise StoreError(

@@ -1,6 +1,8 @@
 """Parquet as this project writes it: zstd, page checksums on both ways, the same table in the same bytes.
 
-Without page checksums a flipped bit in a Parquet file reads back as another value, silently.
+Without page checksums a flipped bit in a Parquet file reads back as another value, silently. A table is decoded from the very
+bytes that were hashed. Refused before anything is unpacked: other columns, another number of rows than the manifest
+says, and more than 256 times the file's size (or 64 MiB), which no honest table reaches; then empty cells.
 """
 
 from __future__ import annotations
@@ -8,16 +10,27 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache.atomic import disk_errors, put
+from cache.digest import sha256_bytes
 from cache.errors import StoreError
+from cache.manifest import Entry, Manifest
+from cache.pages import check_pages
 
-__all__ = ["read_pieces", "read_table", "write_table"]
+__all__ = ["check_rows", "read_pieces", "read_table", "write_table"]
 
 _ADVICE = "restore it or build that part again"
+
+_RATIO = (
+    256  #: bytes in memory for a byte of the file, at most; runs of equal values make about 100
+)
+_ROWS = 8  #: rows of distinct ids for a byte of the file, at most; numbers in a row make about one
+_SMALL = 64 << 20  #: bytes in memory that any file may take
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -34,51 +47,141 @@ def write_table(path: Path, table: pa.Table) -> None:
     put(path, memoryview(sink.getvalue()))
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a table that must have exactly `schema`.
+def read_table(
+    folder: Path, manifest: Manifest, name: str, schema: pa.Schema, rows: int
+) -> pa.Table:
+    """Read the table `name` of a sealed part, which must have exactly `schema` and `rows` rows.
 
     Raises:
-        StoreError: ``store.bad_table`` when it cannot be read or has other columns.
+        StoreError: ``store.wrong_size``, ``store.wrong_digest``, ``store.missing``; ``store.bad_table`` when it cannot be
+            read, has other columns or rows, or unpacks to more than a table of its size may.
     """
+    path = folder / name
+    data, limit, file = _opened(path, manifest, schema, rows)
     with _readable(path):
-        table = pq.read_table(
-            path, page_checksum_verification=True, memory_map=False, use_threads=True
-        )
-    _check(path, table.schema, schema)
+        table = _sound(path, file.read(use_threads=True), schema, limit)
+    del data  # the file reads from it
     return table
 
 
-def read_pieces(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Read a table that must have exactly `schema` piece by piece, a million rows or so at once.
+def read_pieces(
+    folder: Path, manifest: Manifest, name: str, schema: pa.Schema, rows: int
+) -> Iterator[pa.Table]:
+    """The same piece by piece, a million rows or so at once: no more than one lies unpacked.
 
     Raises:
         StoreError: as :func:`read_table`.
     """
+    path = folder / name
+    data, limit, file = _opened(path, manifest, schema, rows)
+    for number in range(file.num_row_groups):
+        with _readable(path):
+            piece = _sound(path, file.read_row_group(number), schema, limit)
+        yield piece
+    del data  # the file reads from it
+
+
+def _opened(
+    path: Path, manifest: Manifest, schema: pa.Schema, rows: int
+) -> tuple[bytes, int, pq.ParquetFile]:
+    """(bytes, bytes in memory that they may unpack to, the file over them), nothing unpacked yet."""
+    data = _sealed_bytes(path, manifest, path.name)
+    limit = max(_SMALL, _RATIO * len(data))
+    texts = [field.name for field in schema if field.type == pa.string()]
     with _readable(path):
-        file = pq.ParquetFile(path, page_checksum_verification=True, memory_map=False)
-    with file:
-        _check(path, file.schema_arrow, schema)
-        for number in range(file.num_row_groups):
-            with _readable(path):
-                piece = file.read_row_group(number)
-            yield piece
+        file = pq.ParquetFile(
+            pa.BufferReader(data),
+            page_checksum_verification=True,
+            read_dictionary=texts,  # so that a text that stands in many rows takes its place once
+        )
+        names = file.schema.names
+        plain = pq.ParquetFile(pa.BufferReader(data)).schema_arrow
+        if plain != schema:
+            raise _bad(path, f"has the columns {names}, {schema.names} were expected")
+        if file.metadata.num_rows != rows:
+            raise _bad(path, f"has {file.metadata.num_rows:,} rows, {rows:,} were expected")
+        check_pages(data, file.metadata, limit)
+    return data, limit, file
+
+
+def _sound(path: Path, table: pa.Table, schema: pa.Schema, limit: int) -> pa.Table:
+    """A table as `schema` has it, its texts within `limit` bytes, no cell empty."""
+    texts = [field.name for field in schema if field.type == pa.string()]
+    if sum(_text_bytes(table[text]) for text in texts) > limit:
+        raise ValueError(f"its texts claim more than {limit:,} bytes")
+    table = table.cast(schema)
+    table.validate(full=True)
+    if any(_has_nulls(column) for column in table.columns):
+        raise _bad(path, "has empty cells")
+    return table
 
 
 @contextlib.contextmanager
 def _readable(path: Path) -> Iterator[None]:
     try:
+        yield
+    except (pa.ArrowException, ValueError, OSError) as error:  # OSError: a page's checksum
+        raise _bad(path, f"cannot be read ({str(error).splitlines()[0][:200]})") from error
+
+
+def check_rows(folder: Path, name: str, rows: int) -> None:
+    """Refuse, from its footer alone, a table of distinct ids that has not `rows` rows, or cannot have them.
+
+    Raises:
+        StoreError: ``store.bad_table``.
+    """
+    path = folder / name
+    try:
         with disk_errors(path):
-            yield
+            size, found = path.stat().st_size, pq.read_metadata(path).num_rows
     except (pa.ArrowException, ValueError) as error:
-        cause = str(error).splitlines()[0][:200]
-        raise StoreError(
-            f"{path}: cannot be read ({cause}); {_ADVICE}.", code="store.bad_table"
-        ) from error
+        raise _bad(path, f"cannot be read ({str(error).splitlines()[0][:200]})") from error
+    if found != rows or rows > size * _ROWS:
+        what = f"has {found:,} rows in {size:,} bytes, {rows:,} rows were expected"
+        raise _bad(path, what)
 
 
-def _check(path: Path, found: pa.Schema, wanted: pa.Schema) -> None:
-    if found != wanted:
+def _sealed_bytes(path: Path, manifest: Manifest, name: str) -> bytes:
+    """A file's bytes, hashed after they were read: what may lie there a moment later has no say."""
+    entry = next((entry for entry in manifest.files if entry.path == name), None)
+    if entry is None:
+        raise StoreError(f"{path}: is missing; {_ADVICE}.", code="store.missing")
+    with disk_errors(path), path.open("rb") as file:
+        data = file.read(entry.size + 1)
+    _check(path, entry, data)
+    return data
+
+
+def _check(path: Path, entry: Entry, data: bytes) -> None:
+    if len(data) != entry.size:
         raise StoreError(
-            f"{path}: has the columns {found.names}, {wanted.names} were expected; {_ADVICE}.",
-            code="store.bad_table",
+            f"{path}: {entry.size:,} bytes expected, others found; {_ADVICE}.",
+            code="store.wrong_size",
         )
+    if (found := sha256_bytes(data)) != entry.sha256:
+        raise StoreError(
+            f"{path}: its bytes have changed ({entry.sha256[:19]} expected, {found[:19]} found); "
+            f"{_ADVICE}.",
+            code="store.wrong_digest",
+        )
+
+
+def _text_bytes(column: Any) -> int:
+    """What a column of texts takes when each stands in its own row."""
+    total = 0
+    for chunk in column.chunks:
+        lengths = pc.binary_length(chunk.dictionary)
+        total += 4 * len(chunk) + (pc.sum(lengths.take(chunk.indices)).as_py() or 0)
+    return total
+
+
+def _has_nulls(column: Any) -> bool:
+    chunks = column.chunks
+    return any(
+        chunk.null_count or (pa.types.is_list(chunk.type) and chunk.values.null_count)
+        for chunk in chunks
+    )
+
+
+def _bad(path: Path, what: str) -> StoreError:
+    return StoreError(f"{path}: {what}; {_ADVICE}.", code="store.bad_table")

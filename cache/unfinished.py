@@ -21,7 +21,7 @@ from cache.digest import Bytes, canonical_json
 from cache.errors import StoreError
 from cache.journal import JOURNAL, Journal
 from cache.manifest import MANIFEST, Manifest, seal
-from cache.paths import check_name
+from cache.paths import check_folder, check_name
 
 __all__ = ["Unfinished", "clear_work", "work_folder"]
 
@@ -36,7 +36,7 @@ def work_folder(folder: Path) -> Path:
 
 def clear_work(folder: Path) -> None:
     """Remove the work folder of the sealed part `folder`; what a writer killed at the very end left."""
-    work = work_folder(folder)
+    work = check_folder(work_folder(folder))
     with disk_errors(work):
         # the journal goes first: a half-removed folder must never look like work to go on with
         for name in (JOURNAL, _IDENTITY):
@@ -65,10 +65,11 @@ class Unfinished:
         """Begin the part `folder`, or go on where a killed writer stopped.
 
         Raises:
-            StoreError: ``scores.foreign_work`` when the work was begun with other parents or settings.
+            StoreError: ``scores.foreign_work`` when the work was begun with other parents or settings;
+                ``store.not_a_folder`` where a link has the work's name.
         """
         check_name(folder.name, where=str(folder.parent))
-        work = work_folder(folder)
+        work = check_folder(work_folder(folder))
         identity = {"parents": dict(parents), "settings": dict(settings)}
         path = work / _IDENTITY
         if path.is_file():
@@ -79,6 +80,7 @@ class Unfinished:
                 make_folder(work)
             put(path, canonical_json(identity) + b"\n")
         sweep(work)
+        _drop_links(work)
         return cls(folder, parents, settings)
 
     def whole(self, path: str) -> bool:
@@ -141,6 +143,14 @@ class Unfinished:
             sync_folder(self.folder.parent)
         clear_work(self.folder)
         return manifest
+
+
+def _drop_links(work: Path) -> None:
+    """No writer makes them, and through one the next file would land elsewhere."""
+    with disk_errors(work):
+        for path in work.rglob("*"):
+            if path.is_symlink():
+                path.unlink()
 
 
 def _clear_strays(staged: Path, expected: Collection[str]) -> None:

@@ -129,8 +129,8 @@ def _parts(path: Path, found: list[CkdError]) -> Iterator[tuple[Path, str]]:
 
 
 def _folders(folder: Path, found: list[CkdError]) -> Iterator[Path]:
-    if not folder.exists():
-        return
+    if folder.is_symlink() or not folder.is_dir():
+        return  # told where it is a stranger
     for child in sorted(folder.iterdir()):
         if child.name.startswith(_HIDDEN):
             continue

@@ -34,6 +34,7 @@ from cache.outline import (
     read_part,
     refuse_other_pair,
 )
+from cache.paths import check_folder
 from cache.remote import Found, Heard, Location, Remote, open_remote
 from cache.scores import ScoreReader
 from cache.store import SCORES, Store, copy_factor_set, copy_score_set, refuse_other_teacher
@@ -109,7 +110,7 @@ def pull(place: Location, target: Path, teachers: Sequence[str], report: Report)
     found = outline(remote, teachers)
     check_pin(found, place.pin)
     check_writable(target.parent)
-    stage = stage_of(target)
+    stage = check_folder(stage_of(target))
     with _alone(stage, target):
         here = Store.open(target) if target.exists() else None
         if here is not None:

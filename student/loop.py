@@ -247,7 +247,8 @@ def train(
     workspace = None
     # elsewhere than on a processor the allocator keeps such blocks at hand
     if torch.device(device).type == "cpu" and settings.ce == "full":
-        workspace = torch.empty(settings.batch_size or plan.batch_size, dataset.num_items)
+        most = min(settings.batch_size or plan.batch_size, plan.num_instances)
+        workspace = torch.empty(most, dataset.num_items)
     while not state.finished and (now := epoch_batches(settings, plan, state.epoch)):
         name, source, order = now
         model.train()
