@@ -14,7 +14,12 @@ import pyarrow.parquet as pq
 
 __all__ = ["check_pages"]
 
-_ENCODINGS = {0, 2, 3, 8}  #: plain, dictionary (old name), runs, dictionary; no deltas, which grow without bound
+_ENCODINGS = {
+    0,
+    2,
+    3,
+    8,
+}  #: plain, dictionary (old name), runs, dictionary; no deltas, which grow without bound
 _LEVELS = 4  #: bytes that two levels of a value take
 _DEEPEST = 8
 

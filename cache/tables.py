@@ -22,7 +22,9 @@ from cache.pages import check_pages
 
 __all__ = ["check_rows", "read_table", "write_table"]
 
-_RATIO = 256  #: bytes in memory for a byte of the file, at most; runs of equal values make about 100
+_RATIO = (
+    256  #: bytes in memory for a byte of the file, at most; runs of equal values make about 100
+)
 _ROWS = 8  #: rows of distinct ids for a byte of the file, at most; numbers in a row make about one
 _SMALL = 64 << 20  #: bytes in memory that any file may take
 
@@ -41,7 +43,9 @@ def write_table(path: Path, table: pa.Table) -> None:
     put(path, memoryview(sink.getvalue()))
 
 
-def read_table(folder: Path, manifest: Manifest, name: str, schema: pa.Schema, rows: int) -> pa.Table:
+def read_table(
+    folder: Path, manifest: Manifest, name: str, schema: pa.Schema, rows: int
+) -> pa.Table:
     """Read the table `name` of a sealed part, which must have exactly `schema` and `rows` rows.
 
     Raises:
@@ -58,9 +62,7 @@ def read_table(folder: Path, manifest: Manifest, name: str, schema: pa.Schema, r
             names = file.schema_arrow.names
             raise _bad(path, f"has the columns {names}, {schema.names} were expected", advice)
         if file.metadata.num_rows != rows:
-            raise _bad(
-                path, f"has {file.metadata.num_rows:,} rows, {rows:,} were expected", advice
-            )
+            raise _bad(path, f"has {file.metadata.num_rows:,} rows, {rows:,} were expected", advice)
         check_pages(data, file.metadata, limit)
         table = pq.read_table(
             pa.BufferReader(data),

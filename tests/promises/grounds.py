@@ -243,7 +243,12 @@ print(json.dumps(told))
 def measured(script: str, *arguments: object) -> dict[str, Any]:
     """Run attacks in a process of their own: `told[name] = attack(work)` gives {code, grown (bytes), seconds}."""
     done = subprocess.run(
-        [sys.executable, "-c", _MEASURE.format(root=str(ROOT), script=script), *map(str, arguments)],
+        [
+            sys.executable,
+            "-c",
+            _MEASURE.format(root=str(ROOT), script=script),
+            *map(str, arguments),
+        ],
         capture_output=True,
         text=True,
         timeout=280,

@@ -46,7 +46,14 @@ _OURS = tuple(
 def watch(event: str, arguments: tuple[object, ...]) -> None:
     if event in {"socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto"}:
         seen["socket"].append(f"{event} {arguments[1:]!r}")
-    elif event in {"subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "pty.spawn"}:
+    elif event in {
+        "subprocess.Popen",
+        "os.system",
+        "os.exec",
+        "os.posix_spawn",
+        "os.fork",
+        "pty.spawn",
+    }:
         seen["process"].append(f"{event} {arguments!r}"[:300])
     elif event in {"pickle.find_class", "marshal.loads"} and not _importing():
         seen["pickle"].append(f"{event} {arguments!r}"[:300])

@@ -38,7 +38,9 @@ from tests.fakes import TableTeacher, tiny_store, tree
 from tests.pipeline.kill_points import counting, in_child
 
 
-def train(store: Path, out: Path, on_step: Callable[[float, int], None] = lambda done, total: None) -> None:
+def train(
+    store: Path, out: Path, on_step: Callable[[float, int], None] = lambda done, total: None
+) -> None:
     torch.set_num_threads(1)
     opened = Store.open(store)
     readers = [opened.scores("table")]
@@ -207,12 +209,14 @@ def at_random(jobs: list[Job], count: int) -> dict[str, Any]:
 
 
 def twice(job: Job) -> dict[str, Any]:
-    stopped, different, pairs = 0, [], [(a, b) for a in (signal.SIGTERM, signal.SIGINT) for b in (signal.SIGTERM, signal.SIGINT)]
+    stopped, different, pairs = (
+        0,
+        [],
+        [(a, b) for a in (signal.SIGTERM, signal.SIGINT) for b in (signal.SIGTERM, signal.SIGINT)],
+    )
     for first, second in pairs:
         job.fresh()
-        child, hear = forked(
-            lambda: command("kd-x", lambda: _stubborn(job.folder / "store"))
-        )
+        child, hear = forked(lambda: command("kd-x", lambda: _stubborn(job.folder / "store")))
         for number in (first, second):
             assert select.select([hear], [], [], 60)[0], "it does not answer"
             os.read(hear, 1)
@@ -230,7 +234,9 @@ def _stubborn(store: Path) -> None:
 
 
 def main(folder: Path, how: str, count: int = 1) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # heard even where a shell told us to ignore it
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # heard even where a shell told us to ignore it
     if how == "steps":
         told = every_step(Job(folder, "fit"), count)
     elif how == "changes":

@@ -171,7 +171,9 @@ def test_what_is_no_regular_file_is_refused_and_not_followed(kind: str) -> None:
             put(kind, store / name, folder / "moved")
             found = verify(store)
             told.append("" if found else f"{name} {kind}: verified")
-            told.append(complaint((name, kind), code_of(lambda store=store: opened(store)), *REFUSED))
+            told.append(
+                complaint((name, kind), code_of(lambda store=store: opened(store)), *REFUSED)
+            )
             home = folder / "home"
             if name != "scores/one/extra":  # which a pull does not look at
                 code = code_of(
@@ -200,7 +202,9 @@ def test_a_hard_link_out_is_a_file_and_what_it_shares_is_never_written_to() -> N
             pull(locate(str(store)), folder / "x", (), silent)
             merge(folder / "x", store, silent)
             told.append("" if (other.read_bytes(), other.stat().st_ino) == before else name)
-            told.append("" if (folder / "x" / name).stat().st_nlink == 1 else f"{name}: linked here")
+            told.append(
+                "" if (folder / "x" / name).stat().st_nlink == 1 else f"{name}: linked here"
+            )
             for path in (store, folder / "x"):
                 shutil.rmtree(path)
             other.unlink()
@@ -224,7 +228,9 @@ def test_a_build_into_a_store_with_links_writes_nothing_outside(name: str, at: s
             shutil.rmtree(path)
         path.symlink_to(folder / "outside" / ("deep" if at == "folder" else "precious"))
         told = [
-            "" if attempt in {"", "store.not_a_file", "store.not_a_folder", "disk.refused"} else attempt
+            ""
+            if attempt in {"", "store.not_a_file", "store.not_a_folder", "disk.refused"}
+            else attempt
             for attempt in (code_of(lambda: _build(store)), code_of(lambda: _build(store)))
         ]
         told.append(changed())

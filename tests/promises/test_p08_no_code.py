@@ -91,7 +91,9 @@ def pandas_metadata(path: Path) -> None:
 
 def schema_metadata(path: Path) -> None:
     table = pq.read_table(path)
-    pq.write_table(table.replace_schema_metadata({b"ARROW:schema": PICKLE}), path, store_schema=False)
+    pq.write_table(
+        table.replace_schema_metadata({b"ARROW:schema": PICKLE}), path, store_schema=False
+    )
 
 
 CANARIES: dict[str, tuple[str, Callable[[Path], None]]] = {
@@ -138,7 +140,9 @@ def test_a_process_that_shows_verifies_and_trains_runs_nothing_of_it() -> None:
         pandas_metadata(store / "plan/plan.parquet")
         reparented(store)
         (folder / "canary.py").write_text("raise SystemExit('a file of the working folder ran')")
-        (folder / "sitecustomize.py").write_text("raise SystemExit('a file of the working folder ran')")
+        (folder / "sitecustomize.py").write_text(
+            "raise SystemExit('a file of the working folder ran')"
+        )
         told = folder / "told.json"
         script = Path(__file__).with_name("road.py")
         done = subprocess.run(
@@ -153,8 +157,13 @@ def test_a_process_that_shows_verifies_and_trains_runs_nothing_of_it() -> None:
         all_kept("P08", [*kinds, "it ran" if (folder / "mark").exists() else ""])
 
 
-@pytest.mark.parametrize("field", ["auto_map", "_attn_implementation", "model_type", "architectures", "quantization_config"])
-def test_a_text_model_that_brings_its_own_code_is_refused(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "field",
+    ["auto_map", "_attn_implementation", "model_type", "architectures", "quantization_config"],
+)
+def test_a_text_model_that_brings_its_own_code_is_refused(
+    field: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with in_memory() as folder:
         mark = folder / "mark"
         monkeypatch.setenv("CANARY", str(mark))
@@ -163,14 +172,20 @@ def test_a_text_model_that_brings_its_own_code_is_refused(field: str, monkeypatc
         code = "import os; os.system('touch \"$CANARY\"')\nclass Model: pass\nclass Config: pass\n"
         (model / "canary.py").write_text(code)
         value: Any = {
-            "auto_map": {"AutoConfig": "canary.Config", "AutoModel": "canary.Model", "AutoTokenizer": ["canary.Model", None]},
+            "auto_map": {
+                "AutoConfig": "canary.Config",
+                "AutoModel": "canary.Model",
+                "AutoTokenizer": ["canary.Model", None],
+            },
             "_attn_implementation": "evil/kernel",
             "model_type": "canary",
             "architectures": ["canary.Model"],
             "quantization_config": {"quant_method": "canary"},
         }[field]
         (model / "config.json").write_text(json.dumps({"model_type": "bert", field: value}))
-        (model / "tokenizer_config.json").write_text(json.dumps({"auto_map": {"AutoTokenizer": ["canary.Model", None]}}))
+        (model / "tokenizer_config.json").write_text(
+            json.dumps({"auto_map": {"AutoTokenizer": ["canary.Model", None]}})
+        )
         (model / "model.safetensors").write_bytes(b"")
         (model / "pytorch_model.bin").write_bytes(PICKLE)
         with pytest.raises(CkdError):
@@ -191,7 +206,17 @@ def test_weights_that_are_a_plain_pickle_are_refused(monkeypatch: pytest.MonkeyP
 # ---- the source
 
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "input"}
-FORBIDDEN_NAMES = {"torch.load", "os.system", "os.popen", "subprocess", "shelve", "marshal", "runpy", "yaml", "torch.hub"}
+FORBIDDEN_NAMES = {
+    "torch.load",
+    "os.system",
+    "os.popen",
+    "subprocess",
+    "shelve",
+    "marshal",
+    "runpy",
+    "yaml",
+    "torch.hub",
+}
 #: the only file that may speak of pickles, as it reads them without running them
 READERS = {"teachers/pickled.py"}
 
@@ -201,18 +226,41 @@ def complaints(path: Path) -> list[str]:
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         where = f"{name}:{getattr(node, 'lineno', 0)}"
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_CALLS:
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in FORBIDDEN_CALLS
+        ):
             found.append(f"{where}: {node.func.id}()")
         if isinstance(node, ast.Attribute) and ast.unparse(node) in FORBIDDEN_NAMES:
             found.append(f"{where}: {ast.unparse(node)}")
         if isinstance(node, ast.Import | ast.ImportFrom):
-            modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else [one.name for one in node.names]
-            tools = {"pickle", "subprocess", "marshal", "shelve", "runpy", "yaml", "pickletools", "dill", "joblib", "cloudpickle"}
-            odd = {module.partition(".")[0] for module in modules} & (tools - ({"pickletools"} if name in READERS else set()))
+            modules = (
+                [node.module or ""]
+                if isinstance(node, ast.ImportFrom)
+                else [one.name for one in node.names]
+            )
+            tools = {
+                "pickle",
+                "subprocess",
+                "marshal",
+                "shelve",
+                "runpy",
+                "yaml",
+                "pickletools",
+                "dill",
+                "joblib",
+                "cloudpickle",
+            }
+            odd = {module.partition(".")[0] for module in modules} & (
+                tools - ({"pickletools"} if name in READERS else set())
+            )
             found += [f"{where}: import {one}" for one in sorted(odd)]
         if isinstance(node, ast.keyword):
             value = ast.unparse(node.value)
-            if (node.arg == "trust_remote_code" and value != "False") or (node.arg == "allow_pickle" and value != "False"):
+            if (node.arg == "trust_remote_code" and value != "False") or (
+                node.arg == "allow_pickle" and value != "False"
+            ):
                 found.append(f"{where}: {node.arg}={value}")
         if isinstance(node, ast.Call) and ast.unparse(node.func) in {"np.load", "numpy.load"}:
             if not any(word.arg == "allow_pickle" for word in node.keywords):

@@ -77,7 +77,9 @@ def of_runs(schema: pa.Schema, rows: int) -> pa.Table:
 def bomb(path: Path, rows: int, **options: Any) -> None:
     schema = pq.read_schema(path)
     pq.write_table(
-        of_runs(schema, rows), path, **{"compression": "zstd", "write_page_checksum": True, **options}
+        of_runs(schema, rows),
+        path,
+        **{"compression": "zstd", "write_page_checksum": True, **options},
     )
 
 
@@ -143,7 +145,9 @@ def test_numbers_in_manifests_that_ask_for_room() -> None:
             store = copied(folder / "stores" / place.replace("/", "-"))
             resealed(
                 store / part / "manifest.json",
-                lambda value, kind=kind, name=name, number=number: value[kind].update({name: number}),
+                lambda value, kind=kind, name=name, number=number: value[kind].update(
+                    {name: number}
+                ),
             )
             reparented(store)
         told = measured(OPEN, folder / "stores")
@@ -305,9 +309,15 @@ def test_every_table_that_we_write_passes_and_a_limit_is_a_limit() -> None:
 
 @settings(max_examples=30)
 @given(data=st.data())
-def test_a_table_with_any_bytes_changed_is_read_or_refused_in_our_words(data: st.DataObject) -> None:
+def test_a_table_with_any_bytes_changed_is_read_or_refused_in_our_words(
+    data: st.DataObject,
+) -> None:
     """Sealed again by the publisher: digests are right, so only decoding stands between him and the reader."""
-    table = data.draw(st.sampled_from(["plan/plan.parquet", "plan/instances.parquet", "dataset/sequences.parquet"]))
+    table = data.draw(
+        st.sampled_from(
+            ["plan/plan.parquet", "plan/instances.parquet", "dataset/sequences.parquet"]
+        )
+    )
     with in_memory() as folder:
         store = copied(folder / "store")
         path = store / table
@@ -340,7 +350,9 @@ def test_empty_cells_are_refused() -> None:
 
 def test_the_measure_measures() -> None:
     """Or else the tests above would prove nothing: 300 MB that are taken are seen, and given back they are gone."""
-    told = measured("told['a'] = attack(lambda: b'x' * (300 << 20)); told['b'] = attack(lambda: None)")
+    told = measured(
+        "told['a'] = attack(lambda: b'x' * (300 << 20)); told['b'] = attack(lambda: None)"
+    )
     assert told["a"]["grown"] >= 299 << 20
     assert told["b"]["grown"] < 50 << 20
     assert json.dumps(told)

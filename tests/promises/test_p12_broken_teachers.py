@@ -94,9 +94,13 @@ def test_nonsense_is_refused_by_place_and_nothing_of_it_is_written(
                     sound = "'table'" in words and ("row" in words or "batch" in words)
                     told.append("" if sound else words)
                 sealed = {
-                    n: d for n, d in tree(store.path).items() if "/.work-" not in n and "/.lock" not in n
+                    n: d
+                    for n, d in tree(store.path).items()
+                    if "/.work-" not in n and "/.lock" not in n
                 }
-                told.append("" if sealed == before and not verify(store.path) else f"{name}: written")
+                told.append(
+                    "" if sealed == before and not verify(store.path) else f"{name}: written"
+                )
                 held = list(store.path.glob("scores/.work-table/set/scores.zarr/c.*"))
                 most = 0 if where != "score" else after
                 told.append("" if len(held) <= most else f"{name}: {len(held)} shards of {most}")
@@ -120,7 +124,9 @@ def test_nonsense_never_becomes_factors(keep: Any) -> None:
                 store = tiny_store(folder / f"{number}-{name}")
                 teacher = Spoilt(where, SPOILS[name], 0)
                 code = code_of(lambda t=teacher, s=store: build(t, s, keep=keep, shard_bytes=400))
-                told.append("" if code.startswith("teacher.") else f"{where} {name}: {code or 'taken'}")
+                told.append(
+                    "" if code.startswith("teacher.") else f"{where} {name}: {code or 'taken'}"
+                )
                 told.append("" if not store.teachers else f"{where} {name}: sealed")
     all_kept("P12", told)
 

@@ -48,7 +48,9 @@ def test_faults_that_last_and_faults_that_pass(victim: str, long: bool) -> None:
         wanted = tree(folder / "whole")
         key = f"shared/toys/{victim}"
         size = len(fake.objects[key])
-        cuts = {f"cut at {n}": ("cut", n) for n in range(1, size, max(1, size // (50 if long else 8)))}
+        cuts = {
+            f"cut at {n}": ("cut", n) for n in range(1, size, max(1, size // (50 if long else 8)))
+        }
         flipped = bytearray(fake.objects[key])
         flipped[size // 2] ^= 1
         faults = {**FAULTS, **cuts, "a garbage byte": ("lie", bytes(flipped))}

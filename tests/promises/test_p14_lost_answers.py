@@ -31,10 +31,14 @@ def test_the_answer_to_each_object_in_turn_is_lost(long: bool) -> None:
                 )
                 code = code_of(lambda: push(store, locate(url), (), silent))
                 whole = fake.objects == wanted
-                told.append("" if (whole if not code else code == "remote.failed") else f"{victim}: {code}")
+                told.append(
+                    "" if (whole if not code else code == "remote.failed") else f"{victim}: {code}"
+                )
                 fake.fault = lambda method, key: None
                 code = code_of(lambda: push(store, locate(url), (), silent))
-                told.append("" if not code and fake.objects == wanted else f"{victim} again: {code}")
+                told.append(
+                    "" if not code and fake.objects == wanted else f"{victim} again: {code}"
+                )
     all_kept("P14", told)
 
 
@@ -49,7 +53,9 @@ def test_the_answer_is_lost_and_another_store_lies_there() -> None:
             fake.objects.clear()
             theirs = wanted[victim].replace(b'"format":1', b'"format":1 ')
 
-            def fault(method: str, key: str, victim: str = victim, theirs: bytes = theirs) -> object:
+            def fault(
+                method: str, key: str, victim: str = victim, theirs: bytes = theirs
+            ) -> object:
                 if (method, key) == ("PUT", victim):
                     fake.objects[victim] = theirs
                     return 503
@@ -60,6 +66,8 @@ def test_the_answer_is_lost_and_another_store_lies_there() -> None:
             told.append("" if code in {"store.exists", "remote.failed"} else f"{victim}: {code}")
             fake.fault = lambda method, key: None
             code = code_of(lambda: push(store, locate(url), (), silent))
-            told.append("" if code in {"store.exists", "store.bad_manifest"} else f"{victim}: {code}")
+            told.append(
+                "" if code in {"store.exists", "store.bad_manifest"} else f"{victim}: {code}"
+            )
             told.append("" if fake.objects[victim] == theirs else f"{victim} was replaced")
     all_kept("P14", told)

@@ -63,7 +63,9 @@ def test_any_newer_part_asks_for_an_upgrade_and_an_unknown_feature_is_refused(pa
             ({"format": 1.0}, "store.bad_manifest"),
         ):
             store = copied(folder / "store")
-            resealed(store / part / "manifest.json", lambda value, change=change: value.update(change))
+            resealed(
+                store / part / "manifest.json", lambda value, change=change: value.update(change)
+            )
             found = code_of(lambda store=store: opened(store))
             told.append("" if found == code else f"{part} {change}: {found}")
             shutil.rmtree(store)
@@ -77,6 +79,8 @@ def test_the_command_line_names_the_upgrade_and_ends_with_3():
         told = []
         for line in ("kd-cache show", "kd-cache verify", "kd-student fit"):
             done = typed(folder, *line.split(), "--cache", "store")
-            polite = done.status == 3 and done.code == "store.newer_format" and "upgrade" in done.err
+            polite = (
+                done.status == 3 and done.code == "store.newer_format" and "upgrade" in done.err
+            )
             told.append("" if polite else f"{line}: {done}")
     all_kept("P15", told)

@@ -35,7 +35,9 @@ def stopped(*how: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("how", "every", "least"), [("steps", 5, 25), ("changes", 3, 30)])
-def test_killed_before_each_step_and_each_change_to_the_disk(how: str, every: int, least: int, long: bool) -> None:
+def test_killed_before_each_step_and_each_change_to_the_disk(
+    how: str, every: int, least: int, long: bool
+) -> None:
     told = stopped(how, "1" if long else str(every))
     assert told["points"] >= least // (1 if long else every)
     assert told["stopped"] == told["points"]

@@ -40,7 +40,11 @@ def refused_or_whole(source: Path) -> str:
         lines = str(error).replace(f"{source.parent}/", "").splitlines()
         if sorted(source.parent.iterdir()) != before:
             return f"left behind: {sorted(source.parent.iterdir())}"
-        if error.exit not in {2, 4} or not all(LINE.match(line) for line in lines) or len(lines) > 21:
+        if (
+            error.exit not in {2, 4}
+            or not all(LINE.match(line) for line in lines)
+            or len(lines) > 21
+        ):
             return f"{error.code}: {lines[:3]}"
         return ""
     dataset = open_dataset(out, deep=True)
@@ -48,7 +52,12 @@ def refused_or_whole(source: Path) -> str:
 
 
 @settings(max_examples=60)
-@given(rows=ROWS, end=ENDS, mark=st.sampled_from([b"", b"\xef\xbb\xbf", b"\xff\xfe"]), tab=st.booleans())
+@given(
+    rows=ROWS,
+    end=ENDS,
+    mark=st.sampled_from([b"", b"\xef\xbb\xbf", b"\xff\xfe"]),
+    tab=st.booleans(),
+)
 def test_any_cells_in_any_rows(rows: list[list[bytes]], end: bytes, mark: bytes, tab: bool) -> None:
     between = b"\t" if tab else b","
     text = end.join(between.join(row) for row in [[b"user", b"item", b"time"], *rows]) + end
@@ -59,20 +68,32 @@ def test_any_cells_in_any_rows(rows: list[list[bytes]], end: bytes, mark: bytes,
 
 
 @settings(max_examples=40)
-@given(data=st.binary(max_size=200), name=st.sampled_from(["log.csv", "log.csv.gz", "log.parquet", "log.tsv"]))
+@given(
+    data=st.binary(max_size=200),
+    name=st.sampled_from(["log.csv", "log.csv.gz", "log.parquet", "log.tsv"]),
+)
 def test_any_bytes_at_all(data: bytes, name: str) -> None:
     with in_memory() as folder:
         (folder / name).write_bytes(data)
         all_kept("P20", [refused_or_whole(folder / name)])
 
 
-VALUES = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), st.lists(st.integers(), max_size=2))
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(st.integers(), max_size=2),
+)
 
 
 @settings(max_examples=25)
 @given(
     rows=st.lists(
-        st.dictionaries(st.sampled_from(["reviewerID", "asin", "unixReviewTime", "more"]), VALUES), min_size=1, max_size=6
+        st.dictionaries(st.sampled_from(["reviewerID", "asin", "unixReviewTime", "more"]), VALUES),
+        min_size=1,
+        max_size=6,
     ),
     junk=st.sampled_from([b"", b"{", b"[]\n", b"\xff\n", b"null\n", b'{"asin": 1e999}\n', b"\0\n"]),
 )
@@ -85,7 +106,9 @@ def test_any_lines_of_json(rows: list[dict[str, object]], junk: bytes) -> None:
 
 
 def test_gzip_cut_anywhere_and_a_line_of_many_megabytes() -> None:
-    whole = gzip.compress(b"user,item,time\n" + b"".join(b"u%d,a,%d\n" % (n % 7, n * n) for n in range(500)))
+    whole = gzip.compress(
+        b"user,item,time\n" + b"".join(b"u%d,a,%d\n" % (n % 7, n * n) for n in range(500))
+    )
     told = []
     with in_memory() as folder:
         for number, length in enumerate(range(0, len(whole), len(whole) // 24)):
@@ -94,7 +117,9 @@ def test_gzip_cut_anywhere_and_a_line_of_many_megabytes() -> None:
             (part / "log.csv.gz").write_bytes(whole[:length])
             told.append(refused_or_whole(part / "log.csv.gz"))
             told.append("" if not (part / "out").exists() else f"cut at {length}: taken")
-        for number, line in enumerate((b"u" * (16 << 20) + b",a,1\n", b"," * (4 << 20), b'"' + b"x\n" * (2 << 20))):
+        for number, line in enumerate(
+            (b"u" * (16 << 20) + b",a,1\n", b"," * (4 << 20), b'"' + b"x\n" * (2 << 20))
+        ):
             part = folder / f"long-{number}"
             part.mkdir()
             (part / "log.csv").write_bytes(b"user,item,time\nu,a,1\n" + line)

@@ -35,7 +35,14 @@ def content(plan: Plan) -> str:
     state = hashlib.sha256()
     for index in range(len(plan)):
         batch = plan[index]
-        for part in (batch.round, batch.bucket, batch.users, batch.ends, batch.items, batch.columns):
+        for part in (
+            batch.round,
+            batch.bucket,
+            batch.users,
+            batch.ends,
+            batch.items,
+            batch.columns,
+        ):
             state.update(np.ascontiguousarray(part, "<i4").tobytes())
     return state.hexdigest()
 
@@ -56,14 +63,23 @@ def test_rows_in_any_order_give_the_same_plan(dice: random.Random) -> None:
         for name in ("a", "b"):
             (folder / f"{name}.csv").write_text("user,item,time\n" + "".join(rows))
             ingest(folder / f"{name}.csv", folder / name, k_core=0)
-            digests.add(make_plan(folder / f"{name}-plan", open_dataset(folder / name), SETTINGS).digest)
+            digests.add(
+                make_plan(folder / f"{name}-plan", open_dataset(folder / name), SETTINGS).digest
+            )
             dice.shuffle(rows)
     all_kept("P21", ["" if len(digests) == 1 else f"{digests}"])
 
 
 @settings(max_examples=15)
-@given(seed=st.integers(0, 2**31 - 1), size=st.integers(2, 9), buckets=st.integers(1, 4), rounds=st.integers(1, 3))
-def test_asked_in_any_order_each_instance_stands_once_a_round(seed: int, size: int, buckets: int, rounds: int) -> None:
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    size=st.integers(2, 9),
+    buckets=st.integers(1, 4),
+    rounds=st.integers(1, 3),
+)
+def test_asked_in_any_order_each_instance_stands_once_a_round(
+    seed: int, size: int, buckets: int, rounds: int
+) -> None:
     with in_memory() as folder:
         dataset = tiny_dataset(folder / "data", seed=seed % 7)
         some = PlanSettings(batch_size=size, buckets=buckets, rounds=rounds, seed=seed)
@@ -73,10 +89,18 @@ def test_asked_in_any_order_each_instance_stands_once_a_round(seed: int, size: i
         told = []
         for index in np.random.default_rng(seed).permutation(len(plan)):
             again, first = plan[int(index)], forward[index]
-            same = all(np.array_equal(getattr(again, name), getattr(first, name)) for name in again.__slots__)
+            same = all(
+                np.array_equal(getattr(again, name), getattr(first, name))
+                for name in again.__slots__
+            )
             told.append("" if same else f"batch {index}")
         for number in range(rounds + 1):
-            held = [(u, e) for b in forward if b.round == number for u, e in zip(b.users.tolist(), b.ends.tolist(), strict=True)]
+            held = [
+                (u, e)
+                for b in forward
+                if b.round == number
+                for u, e in zip(b.users.tolist(), b.ends.tolist(), strict=True)
+            ]
             told.append("" if sorted(held) == wanted else f"round {number}")
     all_kept("P21", told)
 

@@ -34,7 +34,13 @@ FILES = {
     "factors/one/items/0000000.npy": "factors",
     "factors/one/histories/0000000.npy": "factors",
 }
-REFUSED = {"store.wrong_digest", "store.inconsistent", "store.wrong_checksum", "store.bad_table", "store.wrong_size"}
+REFUSED = {
+    "store.wrong_digest",
+    "store.inconsistent",
+    "store.wrong_checksum",
+    "store.bad_table",
+    "store.wrong_size",
+}
 
 
 def other(path: Path, *, rename: bool, at: int) -> None:
@@ -49,8 +55,15 @@ def other(path: Path, *, rename: bool, at: int) -> None:
 
 
 @pytest.mark.parametrize("rename", [True, False])
-def test_swapped_between_check_and_use(rename: bool, monkeypatch: pytest.MonkeyPatch, long: bool) -> None:
-    modules = {"dataset": cache.dataset, "plan": cache.plan, "scores": cache.scores, "factors": cache.factors}
+def test_swapped_between_check_and_use(
+    rename: bool, monkeypatch: pytest.MonkeyPatch, long: bool
+) -> None:
+    modules = {
+        "dataset": cache.dataset,
+        "plan": cache.plan,
+        "scores": cache.scores,
+        "factors": cache.factors,
+    }
     told: list[str] = []
     with in_memory() as folder:
         for number, (name, kind) in enumerate(FILES.items()):
@@ -80,10 +93,14 @@ def test_swapped_between_check_and_use(rename: bool, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("rename", [True, False])
 def test_swapped_between_two_reads(rename: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader gives the old numbers for ever, or refuses; never the new ones."""
-    monkeypatch.setattr(cache.scores, "MAPPED_BYTES", 1)  # two files at once: they are mapped again and again
+    monkeypatch.setattr(
+        cache.scores, "MAPPED_BYTES", 1
+    )  # two files at once: they are mapped again and again
     told: list[str] = []
     with in_memory() as folder:
-        for number, file in enumerate(("scores/one/scores.zarr/c.0.0.0", "factors/one/histories/0000000.npy")):
+        for number, file in enumerate(
+            ("scores/one/scores.zarr/c.0.0.0", "factors/one/histories/0000000.npy")
+        ):
             store = copied(folder / str(number))
             sound = Store.open(store)
             reader: Any = sound.scores("one") if "scores" in file else sound.factors("one")
@@ -96,13 +113,17 @@ def test_swapped_between_two_reads(rename: bool, monkeypatch: pytest.MonkeyPatch
             other(store / file, rename=rename, at=150)
             for index in range(len(reader)):
                 try:
-                    told.append("" if np.array_equal(reader[index], wanted[index]) else f"{file} {index}")
+                    told.append(
+                        "" if np.array_equal(reader[index], wanted[index]) else f"{file} {index}"
+                    )
                 except StoreError as error:
                     told.append("" if error.code in REFUSED else error.code)
     all_kept("P23", told)
 
 
-def test_a_manifest_that_changes_between_two_readings_mixes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_manifest_that_changes_between_two_readings_mixes_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Store.open reads the dataset's manifest twice; another one the second time is refused with both digests."""
     told = []
     with in_memory() as folder:
@@ -111,7 +132,11 @@ def test_a_manifest_that_changes_between_two_readings_mixes_nothing(monkeypatch:
 
         def swap(part: Path, *given: Any, **more: Any) -> Any:
             path = part / "manifest.json"
-            path.write_bytes(path.read_bytes().replace(b'"k_core"', b'"k_core"').replace(b'"max_length":4', b'"max_length":3'))
+            path.write_bytes(
+                path.read_bytes()
+                .replace(b'"k_core"', b'"k_core"')
+                .replace(b'"max_length":4', b'"max_length":3')
+            )
             return real(part, *given, **more)
 
         monkeypatch.setattr(cache.dataset, "check_part", swap)

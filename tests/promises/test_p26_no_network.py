@@ -21,7 +21,10 @@ ROAD = Path(__file__).with_name("road.py")
 def cut_off() -> list[str]:
     """A command that takes the network away, or nothing where there is none that works."""
     command = [found, "-n"] if (found := shutil.which("unshare")) else []
-    works = command and not subprocess.run([*command, "true"], capture_output=True, check=False).returncode
+    works = (
+        command
+        and not subprocess.run([*command, "true"], capture_output=True, check=False).returncode
+    )
     return command if works else []
 
 
@@ -35,9 +38,14 @@ def test_the_whole_road_opens_no_socket() -> None:
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         seen = json.loads(told.read_text())
-    all_kept("P26", ["" if not status else f"{line}: {status}" for line, status in seen["statuses"].items()])
+    all_kept(
+        "P26",
+        ["" if not status else f"{line}: {status}" for line, status in seen["statuses"].items()],
+    )
     all_kept("P26", ["; ".join(seen["socket"])])
-    all_kept("P08", ["; ".join(seen["process"]), "; ".join(seen["pickle"]), "; ".join(seen["code"])])
+    all_kept(
+        "P08", ["; ".join(seen["process"]), "; ".join(seen["pickle"]), "; ".join(seen["code"])]
+    )
     assert len(seen["statuses"]) == 9
 
 
@@ -51,5 +59,7 @@ def test_the_hook_hears_a_socket_a_process_and_a_pickle() -> None:
         "exec(compile('1', '/tmp/canary.py', 'exec'))\n"
         "print([len(road.seen[name]) > 0 for name in ('socket', 'process', 'pickle', 'code')])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
     assert done.stdout.strip() == "[True, True, True, True]"

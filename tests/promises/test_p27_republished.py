@@ -14,7 +14,13 @@ from typing import Any
 import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    rule,
+    run_state_machine_as_test,
+)
 
 import cache.scores
 from cache.errors import CkdError
@@ -99,7 +105,9 @@ class Publishing(RuleBasedStateMachine):
         """Another store's set under the same name."""
         if (self.path / "scores").is_dir():
             shutil.rmtree(self.path / "scores" / "one", ignore_errors=True)
-            shutil.copytree(self.library.folder / name / "scores" / "one", self.path / "scores" / "one")
+            shutil.copytree(
+                self.library.folder / name / "scores" / "one", self.path / "scores" / "one"
+            )
 
     @rule(target=readers, kind=st.sampled_from(["scores", "factors"]))
     def open(self, kind: str) -> Any:
@@ -136,5 +144,7 @@ class Publishing(RuleBasedStateMachine):
 def test_old_or_nothing(long: bool, monkeypatch: Any) -> None:
     monkeypatch.setattr(cache.scores, "MAPPED_BYTES", 1)  # files are mapped again and again
     monkeypatch.setattr(Publishing, "library", Library(), raising=False)
-    some = settings(max_examples=400 if long else 25, stateful_step_count=30 if long else 14, deadline=None)
+    some = settings(
+        max_examples=400 if long else 25, stateful_step_count=30 if long else 14, deadline=None
+    )
     run_state_machine_as_test(Publishing, settings=some)
