@@ -94,10 +94,9 @@ def _opened(
             page_checksum_verification=True,
             read_dictionary=texts,  # so that a text that stands in many rows takes its place once
         )
-        names = file.schema.names
         plain = pq.ParquetFile(pa.BufferReader(data)).schema_arrow
         if plain != schema:
-            raise _bad(path, f"has the columns {names}, {schema.names} were expected")
+            raise _bad(path, f"has the columns {plain.names}, {schema.names} were expected")
         if file.metadata.num_rows != rows:
             raise _bad(path, f"has {file.metadata.num_rows:,} rows, {rows:,} were expected")
         check_pages(data, file.metadata, limit)

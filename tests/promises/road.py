@@ -33,7 +33,7 @@ FOREIGN = [
     "kd-cache show --cache {store}",
     "kd-cache verify --cache {store}",
     "kd-student fit --cache {store} --epochs 1 --threads 1 --hidden 16 --out fitted",
-    "kd-student fit --cache {store} --epochs 1 --threads 1 --hidden 16 --kd-items all --out fitted-all",
+    "kd-student fit --cache {store} --epochs 1 --threads 1 --hidden 16 --kd-items all --teacher one --out fitted-all",
 ]
 
 seen: dict[str, list[str]] = {"socket": [], "process": [], "pickle": [], "code": []}

@@ -2,7 +2,7 @@
 
     python stop_fit.py FOLDER steps N       SIGKILL before each N-th step of training
     python stop_fit.py FOLDER changes N     SIGKILL before each N-th change that training makes to the disk
-    python stop_fit.py FOLDER signals N     SIGTERM or SIGINT at N random times of a fit and of a build, through the command's exit
+    python stop_fit.py FOLDER signals N     SIGTERM or SIGINT at N random times of a fit or build, through the exit of commands
     python stop_fit.py FOLDER twice         a second signal while the first is being answered
 
 Prints JSON: {"points", "stopped", "different"}. A fork a run keeps this fast; the parent computes once, on one thread.

@@ -129,7 +129,8 @@ NUMBERS: dict[str, tuple[str, str, str, Any]] = {
     for part, kind, name in (
         ("dataset", "counts", "items"), ("dataset", "counts", "users"), ("dataset", "counts", "interactions"),
         ("dataset", "settings", "max_length"),
-        ("plan", "counts", "batches"), ("plan", "counts", "columns"), ("plan", "counts", "instances"), ("plan", "counts", "slots"),
+        ("plan", "counts", "batches"), ("plan", "counts", "columns"), ("plan", "counts", "instances"),
+        ("plan", "counts", "slots"),
         ("plan", "settings", "batch_size"), ("plan", "settings", "buckets"), ("plan", "settings", "rounds"),
         ("scores/one", "counts", "columns"), ("scores/one", "settings", "batches_per_shard"),
         ("factors/one", "counts", "width"), ("factors/one", "settings", "rows_per_file"),

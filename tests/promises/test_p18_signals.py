@@ -1,4 +1,6 @@
-"""P18: SIGTERM and Ctrl-C stop a build or a fit at a safe place, with 143 or 130; the same command goes on. A second one stops at once.
+"""P18: SIGTERM and Ctrl-C stop a build or fit at a safe place, with 143 or 130, and a second one at once.
+
+The same command goes on.
 
 At random times, in forks that leave through the same exit as the commands; the commands themselves, with what they say, in
 tests/journeys/test_killed.py.

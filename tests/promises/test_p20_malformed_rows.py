@@ -23,7 +23,8 @@ from tests.promises.ledger import all_kept, kept
 
 CELLS = st.sampled_from(
     [b"u1", b"u2", b"a", b"b", b"1", b"2", b"", b" ", b"-1", b"nan", b"inf", b"1e400", b"9" * 30, b"\xff", b"\xc3", b"x\0y",
-     b'"', b'""', b'"a\nb"', b"2020-01-01", b"\xef\xbb\xbf", b"\\", b"'", b"=1+1", b"\xe2\x80\xae", b"0x10", b"1_0", b"true", b"u" * 3000]
+     b'"', b'""', b'"a\nb"', b"2020-01-01", b"\xef\xbb\xbf", b"\\", b"'", b"=1+1", b"\xe2\x80\xae", b"0x10", b"1_0", b"true",
+     b"u" * 3000]
 )  # fmt: skip
 ROWS = st.lists(st.lists(CELLS, min_size=0, max_size=5), max_size=12)
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r", b"\n\n"])
