@@ -135,6 +135,14 @@ def test_a_list_by_hand():
     all_kept("P05", [*odd, *[""] * (len(found) - len(odd))])
 
 
+def test_twin_keys_are_told_as_such():
+    twins = [data for name, (data, _) in HAND_MADE.items() if name.startswith("twin")]
+    for data in twins:
+        with pytest.raises(StoreError, match="a key appears twice"):
+            parse_manifest(data, WHERE, "plan")
+    kept("P05", len(twins), len(twins))
+
+
 def test_every_single_byte_changed_or_missing(long):
     """An edit that leaves canonical JSON behind is told by whatever names the manifest's digest: that is P03."""
     complaints = []
