@@ -16,6 +16,8 @@ from tests.journeys.shell import quick
 from tests.promises.ledger import all_kept
 from tests.promises.stores import copied, files, sealed_store
 
+pytestmark = pytest.mark.timeout(1800)  # of the long attacks
+
 
 @pytest.fixture
 def path(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

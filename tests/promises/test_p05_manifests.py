@@ -19,6 +19,8 @@ from cache.manifest import Entry, Manifest, parse_manifest
 from tests.promises.ledger import all_kept, kept
 from tests.promises.stores import script
 
+pytestmark = pytest.mark.timeout(1800)  # of the long attacks
+
 HARNESS = Path(__file__).with_name("manifest_memory.py")
 FUZZER = Path(__file__).with_name("manifest_fuzz.py")
 WHERE = "toys/plan/manifest.json"
@@ -198,7 +200,6 @@ def test_memory_is_bounded_however_full_it_is(memory):
     all_kept("P05", complaints)
 
 
-@pytest.mark.timeout(900)
 def test_a_coverage_guided_fuzzer_finds_nothing(long, tmp_path):
     """With --long, and where atheris is installed: ten minutes."""
     if not long or importlib.util.find_spec("atheris") is None:

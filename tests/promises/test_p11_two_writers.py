@@ -12,6 +12,8 @@ from tests.fakes import tiny_store
 from tests.promises.ledger import all_kept
 from tests.promises.stores import script, small_build
 
+pytestmark = pytest.mark.timeout(1800)  # of the long attacks
+
 HARNESS = Path(__file__).with_name("race_points.py")
 
 SEALS = 2  # of a build of both: the log has a line each

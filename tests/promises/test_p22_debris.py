@@ -16,6 +16,8 @@ from tests.fakes import TableTeacher, tiny_store, tree
 from tests.promises.ledger import all_kept
 from tests.promises.stores import SHARD_BYTES, copied, sealed_store, small_build
 
+pytestmark = pytest.mark.timeout(1800)  # of the long attacks
+
 JOURNAL = "scores/.work-table/journal.jsonl"
 
 
