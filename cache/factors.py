@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache import scores
+from cache.dataset import EXTENDS
 from cache.errors import StoreError
 from cache.factor_layout import TABLES, FactorLayout, Halves, Table
-from cache.manifest import Manifest, check_part, read_manifest
+from cache.manifest import Manifest, check_part, is_digest, read_manifest
 from cache.mapped import ADVICE, Bring, map_entry
 from cache.plan import Plan
 from cache.score_writer import log_softmax, log_softmax_32
@@ -222,7 +223,8 @@ def _layout(folder: Path, manifest: Manifest, plan: Plan, items: int) -> FactorL
     width = counts.get("width", 0)
     sound = (
         # nothing else in a set repeats its settings: one that is not known, or does not fit, is damage
-        settings.keys() == _SETTINGS
+        settings.keys() - {EXTENDS} == _SETTINGS
+        and is_digest(settings.get(EXTENDS, manifest.digest))
         and counts == {"instances": plan.num_instances, "items": items, "width": width}
         and width > 0
         and isinstance(per_file, int)

@@ -27,6 +27,7 @@ __all__ = [
     "Entry",
     "Manifest",
     "check_part",
+    "is_digest",
     "parse_manifest",
     "read_manifest",
     "seal",
@@ -261,7 +262,7 @@ def _parse(data: bytes, path: Path | str) -> Manifest:
     if not isinstance(value["kind"], str):
         _bad(path, "has a kind that is not a string")
     parents, settings, counts = value["parents"], value["settings"], value["counts"]
-    if not isinstance(parents, dict) or not all(_is_digest(d) for d in parents.values()):
+    if not isinstance(parents, dict) or not all(is_digest(d) for d in parents.values()):
         _bad(path, "has parents that are not digests")
     if not isinstance(settings, dict):
         _bad(path, "has settings that are not an object")
@@ -323,7 +324,7 @@ def _entry(raw: Any, path: Path | str) -> Entry:
     if (
         not isinstance(raw["path"], str)
         or not _is_count(raw["size"])
-        or not _is_digest(raw["sha256"])
+        or not is_digest(raw["sha256"])
     ):
         _bad(path, "has a file entry of the wrong types")
     return Entry(**raw)
@@ -333,7 +334,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
-def _is_digest(value: Any) -> bool:
+def is_digest(value: Any) -> bool:
     return (
         isinstance(value, str)
         and len(value) == _DIGEST_LENGTH

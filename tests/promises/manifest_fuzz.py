@@ -1,6 +1,5 @@
 """Run by the test of P05 where atheris is installed: any bytes as a manifest; ends with 0 where only StoreErrors come.
 
-
 python manifest_fuzz.py -max_total_time=600 CORPUS
 """
 

@@ -47,7 +47,7 @@ def files(path: Path) -> list[Path]:
     return sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def script(path: Path, *arguments: object, limit: float = 280) -> str:
+def script(path: Path, *arguments: object, limit: float = 1500) -> str:
     """What a script of this suite prints; it must end well."""
     done = subprocess.run(
         [sys.executable, str(path), *map(str, arguments)],

@@ -11,6 +11,8 @@ from tests.promises import traced
 from tests.promises.ledger import all_kept, kept
 from tests.promises.stores import script
 
+pytestmark = pytest.mark.timeout(1800)  # of the long attacks
+
 KILL_POINTS = Path(__file__).parents[1] / "pipeline" / "kill_points.py"
 TRACE_POINTS = Path(__file__).with_name("trace_points.py")
 
@@ -37,7 +39,7 @@ def test_killed_before_each_change_to_the_disk(memory, long, keep, step, least):
 
 def test_killed_at_random_times(memory, long):
     count = 300 if long else 15
-    told = json.loads(script(KILL_POINTS, memory, "both", "random", count, limit=1500))
+    told = json.loads(script(KILL_POINTS, memory, "both", "random", count))
     assert told["died"] >= count
     survived(told | {"died": count}, count)
 

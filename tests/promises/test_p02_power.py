@@ -12,6 +12,8 @@ from tests.promises.ledger import all_kept
 from tests.promises.power import WAYS, Disk, File
 from tests.promises.stores import script
 
+pytestmark = pytest.mark.timeout(1800)  # of the long attacks
+
 HARNESS = Path(__file__).with_name("power_points.py")
 
 if traced.available():

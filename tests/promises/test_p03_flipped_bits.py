@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from cache.errors import StoreError
+from cache.layout import crc32c
+from cache.manifest import read_manifest, seal
 from cache.store import Store
 from cache.verify import verify
 from tests.journeys.shell import quick
 from tests.promises.ledger import all_kept
 from tests.promises.stores import copied, files, sealed_store
+
+pytestmark = pytest.mark.timeout(1800)  # of the long attacks
 
 
 @pytest.fixture
@@ -111,3 +115,22 @@ def test_the_commands_name_the_file_and_exit_with_3(path, memory, line):
         sound = done.status == 3 and f"cache/toys/{named(Path(name))}" in done.err
         complaints.append("" if sound and not (home / "runs").exists() else f"{name}: {done}")
     all_kept("P03", complaints)
+
+
+def test_an_index_that_is_sealed_but_false_is_refused(path):
+    """By someone who can seal: two places of the index point at one chunk, and every digest is right."""
+    folder = path / "scores/table"
+    name = "scores.zarr/c.0.0.0"
+    layout = Store.open(path).scores("table").layout
+    data = bytearray((folder / name).read_bytes())
+    index = len(layout.index(0))
+    data[-index : -index + 16] = data[-index + 16 : -index + 32]
+    table = np.frombuffer(bytes(data[-index:-4]), np.uint8)
+    data[-4:] = crc32c(table).to_bytes(4, "little")
+    (folder / name).write_bytes(data)
+    old = read_manifest(folder, "scores")
+    (folder / "manifest.json").unlink()
+    seal(folder, kind="scores", parents=old.parents, settings=old.settings, counts=old.counts)
+    with pytest.raises(StoreError, match="its index is not the one of format 1") as caught:
+        Store.open(path).scores("table")[0]
+    all_kept("P03", ["" if str(folder / name) in str(caught.value) else str(caught.value)])

@@ -195,3 +195,17 @@ def test_a_part_that_is_a_link_is_not_followed_by_verify(sound, memory, part):
     away = (sound / part).rename(memory / "away")
     (sound / part).symlink_to(away)
     all_kept("P04", judged(sound, sound / part, "store.not_a_folder", read=False))
+
+
+@pytest.mark.parametrize(
+    "name", ["scores/table/scores.zarr/c.0.0.0", "factors/table/items/0000000.npy"]
+)
+def test_a_link_put_in_after_opening_is_not_followed(sound, memory, name):
+    """Even to the very same bytes: what lies outside the store is not read."""
+    store = Store.open(sound)
+    scores, factors = store.scores("table"), store.factors("table")
+    (sound / name).rename(memory / "away")
+    (sound / name).symlink_to(memory / "away")
+    with pytest.raises(StoreError) as caught:
+        scores[0] if name.startswith("scores") else factors.item_vectors()
+    all_kept("P04", ["" if str(sound / name) in str(caught.value) else str(caught.value)])

@@ -19,6 +19,8 @@ from cache.manifest import Entry, Manifest, parse_manifest
 from tests.promises.ledger import all_kept, kept
 from tests.promises.stores import script
 
+pytestmark = pytest.mark.timeout(1800)  # of the long attacks
+
 HARNESS = Path(__file__).with_name("manifest_memory.py")
 FUZZER = Path(__file__).with_name("manifest_fuzz.py")
 WHERE = "toys/plan/manifest.json"
@@ -93,8 +95,8 @@ HAND_MADE = {
     "a comment": (b"/**/" + GOOD, BAD),
     "a key more": (edited(more=1), BAD),
     "a key less": (canonical_json({"format": 1, "kind": "plan"}) + b"\n", BAD),
-    "format 2": (edited(format=2), "store.newer_format"),
-    "format 2, and more": (edited(format=2, more=1), "store.newer_format"),
+    "format 3": (edited(format=3), "store.newer_format"),
+    "format 3, and more": (edited(format=3, more=1), "store.newer_format"),
     "format 10**30": (edited(format=10**30), "store.newer_format"),
     "format 0": (edited(format=0), BAD),
     "format -1": (edited(format=-1), BAD),
@@ -133,6 +135,14 @@ def test_a_list_by_hand():
     assert told(GOOD) == "read"
     odd = [f"{name}: {one} expected, {code}" for name, (code, one) in found.items() if code != one]
     all_kept("P05", [*odd, *[""] * (len(found) - len(odd))])
+
+
+def test_twin_keys_are_told_as_such():
+    twins = [data for name, (data, _) in HAND_MADE.items() if name.startswith("twin")]
+    for data in twins:
+        with pytest.raises(StoreError, match="a key appears twice"):
+            parse_manifest(data, WHERE, "plan")
+    kept("P05", len(twins), len(twins))
 
 
 def test_every_single_byte_changed_or_missing(long):
@@ -190,7 +200,6 @@ def test_memory_is_bounded_however_full_it_is(memory):
     all_kept("P05", complaints)
 
 
-@pytest.mark.timeout(900)
 def test_a_coverage_guided_fuzzer_finds_nothing(long, tmp_path):
     """With --long, and where atheris is installed: ten minutes."""
     if not long or importlib.util.find_spec("atheris") is None:

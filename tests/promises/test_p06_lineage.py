@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from itertools import permutations, product
 from pathlib import Path
 
@@ -57,16 +58,16 @@ def test_scores_and_factors_of_another_dataset_or_plan(stores, memory):
         kind = "dataset" if a[0] != b[0] else "plan"
         both = [getattr(store, kind).digest for store in (one, other)]
         plans = [store.plan.digest for store in (one, other)]
-        for copy in (copy_score_set, copy_factor_set):
-            complaints.append(
-                refused(f"{a} into {b}", lambda: copy(one, "at0.07", other), other.path, *plans)
-            )
+        complaints += [
+            refused(f"{a} into {b}", partial(copy, one, "at0.07", other), other.path, *plans)
+            for copy in (copy_score_set, copy_factor_set)
+        ]
         for part, read in (("scores", Store.scores), ("factors", Store.factors)):
             path = copied(other.path, memory / "graft")
             shutil.copytree(one.path / part / "at0.07", path / part / "foreign")
             grafted = Store.open(path)
             complaints.append(
-                refused(f"{part} {a} in {b}", lambda: read(grafted, "foreign"), path, *both)
+                refused(f"{part} {a} in {b}", partial(read, grafted, "foreign"), path, *both)
             )
             codes = [error.code for error in verify(path)]
             complaints.append("" if codes == ["scores.foreign"] else f"verify: {a} in {b}: {codes}")
@@ -84,7 +85,7 @@ def test_a_dataset_or_plan_of_another_store(stores, memory, part):
         shutil.rmtree(path / part)
         shutil.copytree(one.path / part, path / part)
         both = (one.dataset.digest, other.dataset.digest)
-        complaints.append(refused(f"{part} {a} in {b}", lambda: Store.open(path), path, *both))
+        complaints.append(refused(f"{part} {a} in {b}", partial(Store.open, path), path, *both))
     assert len(complaints) == 54
     all_kept("P06", complaints)
 
@@ -101,7 +102,7 @@ def test_another_temperature_or_teacher(stores, memory):
                 complaints.append(
                     refused(
                         f"{keep} {old} {tau}",
-                        lambda: build(who, store, tau=tau, name=f"at{old}", keep=keep),
+                        partial(build, who, store, tau=tau, name=f"at{old}", keep=keep),
                         store.path,
                         *both,
                     )
@@ -111,7 +112,7 @@ def test_another_temperature_or_teacher(stores, memory):
         shutil.copytree(path / f"factors/at{new}", path / f"factors/at{old}")
         graft = Store.open(path)
         complaints.append(
-            refused("factors beside", lambda: graft.factors(f"at{old}"), path, str(old), str(new))
+            refused("factors beside", partial(graft.factors, f"at{old}"), path, str(old), str(new))
         )
     assert len(complaints) == 18 * 7
     all_kept("P06", complaints)

@@ -21,6 +21,8 @@ from tests.promises import traced
 from tests.promises.ledger import all_kept
 from tests.promises.stores import copied, script, sealed_store, small_build
 
+pytestmark = pytest.mark.timeout(1800)  # of the long attacks
+
 TRACE_POINTS = Path(__file__).with_name("trace_points.py")
 ROOT = str(Path(__file__).parents[2])
 CAUSES = ("ENOSPC", "EDQUOT", "EIO")

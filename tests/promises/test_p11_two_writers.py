@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
+from tests.fakes import tiny_store
 from tests.promises.ledger import all_kept
-from tests.promises.stores import script
+from tests.promises.stores import script, small_build
+
+pytestmark = pytest.mark.timeout(1800)  # of the long attacks
 
 HARNESS = Path(__file__).with_name("race_points.py")
 
@@ -39,3 +43,16 @@ def test_with_a_lock_that_everybody_gets_nothing_is_sealed_twice_or_torn(memory,
         sound &= all("run the same" in line for line in told["said"])
         complaints.append("" if sound and not told["complaint"] else told)
     all_kept("P11", complaints)
+
+
+def test_nothing_half_written_ever_lies_in_a_set(memory, monkeypatch):
+    """What one writer has not finished must not be there when another one publishes the set."""
+    path, seen, sync = tiny_store(memory / "store").path, [], os.fsync
+
+    def looking(handle: int) -> None:
+        seen.extend(path.rglob("set/**/.partial-*"))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", looking)
+    small_build(path)
+    all_kept("P11", [", ".join(map(str, seen))])

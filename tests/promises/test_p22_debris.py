@@ -7,12 +7,16 @@ from random import Random
 
 import pytest
 
+import cache.manifest
+from cache.errors import StoreError
 from cache.store import Store
 from cache.verify import verify
 from pipeline.build import build
 from tests.fakes import TableTeacher, tiny_store, tree
 from tests.promises.ledger import all_kept
 from tests.promises.stores import SHARD_BYTES, copied, sealed_store, small_build
+
+pytestmark = pytest.mark.timeout(1800)  # of the long attacks
 
 JOURNAL = "scores/.work-table/journal.jsonl"
 
@@ -145,6 +149,33 @@ def test_what_dead_writers_left_is_swept(memory, begun, wanted, long):
         (work / "set/manifest.json").write_bytes(b"{}")
         complaints.append(gone_on(path, wanted, seed))
     all_kept("P22", complaints)
+
+
+def test_debris_goes_as_soon_as_the_work_goes_on(begun):
+    """A full disk gets its room back, not only when all is done."""
+    debris = [
+        begun / "scores/.work-table" / name for name in (".partial-x", "histories/.partial-y")
+    ]
+    for path in debris:
+        path.write_bytes(b"x")
+    with pytest.raises(StoppedError):
+        build(Stops(1), Store.open(begun), shard_bytes=SHARD_BYTES)
+    all_kept("P22", [f"{path} is there" if path.exists() else "" for path in debris])
+
+
+def test_a_disk_that_gives_back_other_bytes_is_told(begun, wanted, monkeypatch):
+    """Right when it was looked at, another when it was sealed: nothing is published, and the work is not lost."""
+    real = cache.manifest.sha256_file
+
+    def lying(path: Path, **more: object) -> str:
+        return real(path, **more) if path.name != "c.1.0.0" else "sha256:" + "0" * 64
+
+    monkeypatch.setattr(cache.manifest, "sha256_file", lying)
+    with pytest.raises(StoreError, match=r"c\.1\.0\.0: the disk gave back other bytes"):
+        build(TableTeacher(), Store.open(begun), shard_bytes=SHARD_BYTES)
+    sealed = Store.open(begun).names
+    monkeypatch.setattr(cache.manifest, "sha256_file", real)
+    all_kept("P22", [str(sealed or ""), gone_on(begun, wanted, "mended")])
 
 
 def test_unfinished_work_and_its_debris_are_no_part_of_the_store(begun):
