@@ -259,8 +259,8 @@ def _parse(data: bytes, path: Path | str) -> Manifest:
     newest = 1 if value["kind"] != "scores" else FORMAT
     if not isinstance(version, int) or isinstance(version, bool) or not 1 <= version <= newest:
         _bad(path, f"has format {version!r}")
-    if not isinstance(value["kind"], str):
-        _bad(path, "has a kind that is not a string")
+    if not isinstance(value["kind"], str) or value["kind"] not in _MAKERS:
+        _bad(path, f"has the unknown kind {value['kind']!r}"[:100])
     parents, settings, counts = value["parents"], value["settings"], value["counts"]
     if not isinstance(parents, dict) or not all(is_digest(d) for d in parents.values()):
         _bad(path, "has parents that are not digests")
