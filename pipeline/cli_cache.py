@@ -14,6 +14,7 @@ import typer
 from cache.dataset import Dataset, InstanceKind, open_dataset
 from cache.errors import StoreError, UsageError
 from cache.manifest import read_manifest
+from cache.paths import checkpoint_of
 from cache.plan import Plan
 from cache.score_writer import TAU
 from cache.store import Store
@@ -214,7 +215,7 @@ def build_command(
     """Ask a teacher about every batch, once, and keep what it said in the store."""
     store = Store.open(find_store(cache, "kd-cache build"))
     asked = _teacher(teacher, store.path)
-    called = name or asked.name
+    called = name or _called(teacher, asked)
     folders = {"scores": store.folder(called), "factors": store.factor_folder(called)}
     kinds = [kind for kind in folders if keep in (kind, "both")]
     known = [kind for kind in kinds if folders[kind].exists()]
@@ -223,7 +224,7 @@ def build_command(
             asked,
             store,
             tau=tau,
-            name=name,
+            name=called,
             quality=asked.quality,
             keep=keep,
             progress=lambda stage, done, total: report(done, total, stage),
@@ -292,7 +293,9 @@ def verify_command(
     if not found and teacher:
         store = Store.open(path, deep=False)
         asked = _teacher(teacher, path)
-        found += compare(store, name or asked.name, scorer(asked, store.dataset), sample=sample)
+        found += compare(
+            store, name or _called(teacher, asked), scorer(asked, store.dataset), sample=sample
+        )
     if len(found) == 1:
         raise found[0]
     for finding in found:
@@ -315,6 +318,12 @@ def _teacher(name: str, store: Path) -> Teacher:
     from teachers.registry import load_teacher
 
     return load_teacher(tuned_folder(name, store))
+
+
+def _called(named: str, teacher: Teacher) -> str:
+    """The name of a teacher's sets: its own, or its folder's where that is a checkpoint on its way (unisrec@1)."""
+    folder = Path(named).name
+    return folder if (checkpoint_of(folder) or ("", 0))[0] == teacher.name else teacher.name
 
 
 def _is_planned(target: Path, dataset: Dataset, settings: PlanSettings) -> bool:

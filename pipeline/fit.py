@@ -122,7 +122,7 @@ def fit(
     def on_epoch(now: RunState) -> None:
         nonlocal began
         rate = now.history[-1].instances / (time.perf_counter() - began)
-        save_checkpoint(checkpoint, model, optimizer, now.best_weights, now.to_json(), identity)
+        save_checkpoint(checkpoint, model, optimizer, now.tensors(), now.to_json(), identity)
         watch(now, rate)
         began = time.perf_counter()
 
