@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import typer
 
+from cache.dataset import Dataset, open_dataset
 from cache.errors import UsageError
 from cache.factors import FactorReader
 from cache.mirror import LIMIT, open_mirror
@@ -41,10 +42,12 @@ from pipeline.student_options import (
     InnerOption,
     LayersOption,
     PresetOption,
+    SourceOption,
     StudentOption,
     configuration,
     preset_value,
 )
+from pipeline.two_domains import with_source
 from student.hetcomp import HetCompSettings
 from student.loop import RunState, TrainSettings
 from student.registry import StudentKind, find_student
@@ -75,6 +78,7 @@ def fit_command(
     context: typer.Context,
     cache: CacheOption = None,
     student: StudentOption = "sasrec",
+    source: SourceOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs; by default runs/<store's name>.")
     ] = None,
@@ -175,6 +179,7 @@ def fit_command(
     check_join(context, join)
     kind_of_student = find_student(student)
     config = configuration(context, kind_of_student, preset)
+    other = open_dataset(source, deep=True) if source else None
     if compare and not distill:
         raise UsageError(
             "--compare trains the base and the student, --no-distill the base alone; leave one away.",
@@ -195,6 +200,7 @@ def fit_command(
     if threads:
         torch.set_num_threads(threads)
     store = _store(cache, "kd-student fit", int(cache_limit * 1e9))
+    with_source(kind_of_student, config, store.dataset, other)  # refused before anything begins
     root = out or Path("runs") / store.path.resolve().name
     base = TrainSettings(
         kd_weight=kd_weight,
@@ -250,7 +256,7 @@ def fit_command(
             folder = root / f"{student}-{kind}" / f"seed-{number}"
             label = f"{kind} seed {number}" if seeds > 1 else kind
             one = replace(settings, seed=number)
-            run = _fit_one(store, readers, folder, label, config, one, device, student)
+            run = _fit_one(store, readers, folder, label, config, one, device, student, other)
             runs.setdefault(kind, []).append(run)
     _print(store, runs, kind_of_student)
     stores = list(Path("cache").glob("*/plan"))
@@ -330,6 +336,7 @@ def _fit_one(
     settings: TrainSettings,
     device: str,
     student: str,
+    source: Dataset | None,
 ) -> Run:
     before, began = standing(folder), time.monotonic()
     if before == "begun":
@@ -355,6 +362,7 @@ def _fit_one(
             config,
             settings,
             student=student,
+            source=source,
             device=device,
             watch=watch,
             on_step=lambda done, total: report(done, total, speed),
