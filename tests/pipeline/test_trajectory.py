@@ -17,7 +17,7 @@ from cache.paths import checkpoint_of, trajectory, without_checkpoints
 from cache.vectors import write_vectors
 from encoder.checkpoint import load_weights
 from pipeline import teach
-from pipeline.trajectory import checkpoints, chosen, kept
+from pipeline.trajectory import Way, checkpoints, chosen, kept
 from teachers.folder import load_folder, read_config
 from teachers.registry import load_teacher
 from teachers.text import TextSettings
@@ -86,6 +86,15 @@ def test_whatever_is_chosen_was_kept_all_along(gaps: list[int], wanted: int) -> 
             best = max((one for one in bests if one <= now), default=1)
             assert epoch in kept(best, now, wanted)
     assert len(kept(final, final, wanted)) <= 2 * wanted
+
+
+def test_what_is_no_longer_needed_goes_at_once(tmp_path: Path) -> None:
+    way = Way(tmp_path / "t", 2, {})
+    lying = []
+    for done in range(1, 7):  # each is the best so far
+        way.after_epoch(done, done, torch.nn.Linear(1, 1))
+        lying.append([int(path.stem) for path in sorted((tmp_path / "t/.way").iterdir())])
+    assert lying == [[1], [1, 2], [1, 2, 3], [1, 2, 3, 4], [2, 4], [2, 4, 6]]
 
 
 def test_the_names_of_checkpoints() -> None:
