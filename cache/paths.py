@@ -12,9 +12,18 @@ from pathlib import Path
 
 from cache.errors import StoreError, UsageError
 
-__all__ = ["check_folder", "check_name", "check_names", "check_set_name"]
+__all__ = [
+    "check_folder",
+    "check_name",
+    "check_names",
+    "check_set_name",
+    "checkpoint_of",
+    "trajectory",
+    "without_checkpoints",
+]
 
 _PART = re.compile(r"[A-Za-z0-9_.@+=-]{1,255}", re.ASCII)
+_CHECKPOINT = re.compile(r"(.+)@([1-9][0-9]{0,5})", re.ASCII)
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.ASCII)
 
 
@@ -83,3 +92,21 @@ def check_folder(folder: Path) -> Path:
             code="store.not_a_folder",
         )
     return folder
+
+
+def checkpoint_of(name: str) -> tuple[str, int] | None:
+    """(teacher, number) where `name` is that of a checkpoint on a teacher's way, such as ``unisrec@2``, else None."""
+    found = _CHECKPOINT.fullmatch(name)
+    return (found[1], int(found[2])) if found else None
+
+
+def trajectory(name: str, names: Iterable[str]) -> list[str]:
+    """The checkpoints of the teacher `name` among `names`, earliest first, and the teacher itself."""
+    own = [found[1] for one in names if (found := checkpoint_of(one)) and found[0] == name]
+    return [*(f"{name}@{number}" for number in sorted(own)), name]
+
+
+def without_checkpoints(names: Iterable[str]) -> list[str]:
+    """Those of `names` that are no checkpoint of another one of them, in their order."""
+    names = list(names)
+    return [name for name in names if (checkpoint_of(name) or ("", 0))[0] not in names]

@@ -16,6 +16,7 @@ from cache.codec import Codec
 from cache.dataset import Dataset, InstanceKind, open_dataset
 from cache.errors import StoreError, UsageError
 from cache.manifest import read_manifest
+from cache.paths import checkpoint_of
 from cache.plan import Plan, PlannedBatch
 from cache.score_writer import TAU
 from cache.store import Store
@@ -237,7 +238,7 @@ def build_command(
     if dry_run:
         _tell_cost(store, asked, keep, codec)
         return
-    called = name or asked.name
+    called = name or _called(teacher, asked)
     folders = {"scores": store.folder(called), "factors": store.factor_folder(called)}
     kinds = [kind for kind in folders if keep in (kind, "both")]
     known = [kind for kind in kinds if folders[kind].exists()]
@@ -246,7 +247,7 @@ def build_command(
             asked,
             store,
             tau=tau,
-            name=name,
+            name=called,
             quality=asked.quality,
             keep=keep,
             codec=codec,
@@ -321,7 +322,9 @@ def verify_command(
     if not found and teacher:
         store = Store.open(path, deep=False)
         asked = _teacher(teacher, path)
-        found += compare(store, name or asked.name, scorer(asked, store.dataset), sample=sample)
+        found += compare(
+            store, name or _called(teacher, asked), scorer(asked, store.dataset), sample=sample
+        )
     if len(found) == 1:
         raise found[0]
     for finding in found:
@@ -373,6 +376,12 @@ def _tell_cost(store: Store, asked: Teacher, keep: Keep, codec: Codec) -> None:
             ["time", f"about {console.duration(max(seconds, 1))} on this machine"],
         ],
     )
+
+
+def _called(named: str, teacher: Teacher) -> str:
+    """The name of a teacher's sets: its own, or its folder's where that is a checkpoint on its way (unisrec@1)."""
+    folder = Path(named).name
+    return folder if (checkpoint_of(folder) or ("", 0))[0] == teacher.name else teacher.name
 
 
 def _is_planned(target: Path, dataset: Dataset, settings: PlanSettings) -> bool:

@@ -12,9 +12,11 @@ import numpy as np
 import torch
 import typer
 
+from cache.dataset import Dataset, open_dataset
 from cache.errors import UsageError
 from cache.factors import FactorReader
 from cache.mirror import LIMIT, open_mirror
+from cache.paths import without_checkpoints
 from cache.remote import is_url, locate
 from cache.scores import ScoreReader
 from cache.store import Store
@@ -22,7 +24,16 @@ from pipeline import console
 from pipeline.config import check_finite, find_store, parse_epsilon
 from pipeline.evaluate import rank_student
 from pipeline.fit import Run, fit, load_student, standing
-from pipeline.join_options import ConsistencyOption, EpsilonOption, TauOption
+from pipeline.join_options import (
+    AlphaOption,
+    ConsistencyOption,
+    EpsilonOption,
+    JoinOption,
+    TauOption,
+    TopOption,
+    check_join,
+    trajectories,
+)
 from pipeline.metrics import CUTOFFS, gains, metrics_of_ranks, paired_p_value
 from pipeline.student_options import (
     DropoutOption,
@@ -31,10 +42,13 @@ from pipeline.student_options import (
     InnerOption,
     LayersOption,
     PresetOption,
+    SourceOption,
     StudentOption,
     configuration,
     preset_value,
 )
+from pipeline.two_domains import with_source
+from student.hetcomp import HetCompSettings
 from student.loop import RunState, TrainSettings
 from student.registry import StudentKind, find_student
 from student.targets import join_settings
@@ -64,6 +78,7 @@ def fit_command(
     context: typer.Context,
     cache: CacheOption = None,
     student: StudentOption = "sasrec",
+    source: SourceOption = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs; by default runs/<store's name>.")
     ] = None,
@@ -81,6 +96,9 @@ def fit_command(
     kd_weight: Annotated[
         float, typer.Option(help="Lambda of eq. 10, the weight of the teachers' part.", min=0)
     ] = _DEFAULT.kd_weight,
+    join: JoinOption = "consistency",
+    alpha: AlphaOption = 1.05,
+    top: TopOption = 100,
     tau: TauOption = None,
     kl: Annotated[
         Literal["teacher-student", "student-teacher"],
@@ -115,7 +133,7 @@ def fit_command(
         bool | None,
         typer.Option(
             "--curriculum/--no-curriculum",
-            help="Begin with algorithm 1's stages; by default the student does, the base does not.",
+            help="Begin with algorithm 1's stages; by default the distilled do, the base and hetcomp do not.",
         ),
     ] = None,
     epochs_per_stage: Annotated[
@@ -152,13 +170,16 @@ def fit_command(
     check_finite(
         kd_weight=kd_weight,
         tau=tau,
+        alpha=alpha,
         learning_rate=learning_rate,
         weight_decay=weight_decay,
         dropout=dropout,
         cache_limit=cache_limit,
     )
+    check_join(context, join)
     kind_of_student = find_student(student)
     config = configuration(context, kind_of_student, preset)
+    other = open_dataset(source, deep=True) if source else None
     if compare and not distill:
         raise UsageError(
             "--compare trains the base and the student, --no-distill the base alone; leave one away.",
@@ -179,6 +200,7 @@ def fit_command(
     if threads:
         torch.set_num_threads(threads)
     store = _store(cache, "kd-student fit", int(cache_limit * 1e9))
+    with_source(kind_of_student, config, store.dataset, other)  # refused before anything begins
     root = out or Path("runs") / store.path.resolve().name
     base = TrainSettings(
         kd_weight=kd_weight,
@@ -197,7 +219,7 @@ def fit_command(
         # stages are a part of the method: the base is what one would train without it
         kinds.append(("base", (), replace(base, curriculum=bool(curriculum))))
     if distill:
-        names = list(dict.fromkeys(teacher or store.teachers))
+        names = list(dict.fromkeys(teacher or without_checkpoints(store.teachers)))
         if not names:
             raise UsageError(
                 f"{store.label}: holds no teacher's scores; "
@@ -208,26 +230,33 @@ def fit_command(
         needs = (
             "--kd-items all" if kd_items == "all" else "fresh batches" if base.batch_size else ""
         )
-        taught = [_reader(store, name, needs) for name in names]
+        ways = [[name] for name in names] if join == "consistency" else trajectories(store, names)
+        taught = [_reader(store, name, needs) for way in ways for name in way]
         _warn_small(store, taught, int(cache_limit * 1e9))
-        join = join_settings(
-            taught,
-            tau=tau,
-            weights=shares,
-            consistency=consistency,
-            epsilon=tolerated,
-            items=kd_items,
-        )
-        kinds.append(
-            ("distilled", taught, replace(base, join=join, curriculum=curriculum is not False))
-        )
+        if join == "hetcomp":
+            ranked = HetCompSettings(
+                states=tuple(map(len, ways)), top=top, alpha=alpha, items=kd_items
+            )
+            settings = replace(base, join=ranked, curriculum=bool(curriculum))
+            kinds.append(("hetcomp", taught, settings))
+        else:
+            joined = join_settings(
+                taught,
+                tau=tau,
+                weights=shares,
+                consistency=consistency,
+                epsilon=tolerated,
+                items=kd_items,
+            )
+            settings = replace(base, join=joined, curriculum=curriculum is not False)
+            kinds.append(("distilled", taught, settings))
     runs: dict[str, list[Run]] = {}
     for kind, readers, settings in kinds:
         for number in range(seed, seed + seeds):
             folder = root / f"{student}-{kind}" / f"seed-{number}"
             label = f"{kind} seed {number}" if seeds > 1 else kind
             one = replace(settings, seed=number)
-            run = _fit_one(store, readers, folder, label, config, one, device, student)
+            run = _fit_one(store, readers, folder, label, config, one, device, student, other)
             runs.setdefault(kind, []).append(run)
     _print(store, runs, kind_of_student)
     stores = list(Path("cache").glob("*/plan"))
@@ -307,6 +336,7 @@ def _fit_one(
     settings: TrainSettings,
     device: str,
     student: str,
+    source: Dataset | None,
 ) -> Run:
     before, began = standing(folder), time.monotonic()
     if before == "begun":
@@ -332,6 +362,7 @@ def _fit_one(
             config,
             settings,
             student=student,
+            source=source,
             device=device,
             watch=watch,
             on_step=lambda done, total: report(done, total, speed),

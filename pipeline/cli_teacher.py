@@ -33,6 +33,7 @@ from pipeline.teacher_options import (
     TeacherArgument,
     TextOption,
     ThreadsOption,
+    TrajectoryOption,
     VectorsOption,
     WhitenOption,
     check_known,
@@ -41,6 +42,7 @@ from pipeline.teacher_options import (
     modalities,
     reading,
 )
+from pipeline.trajectory import tell_way
 from teachers.folder import CONFIG
 from teachers.pretrain import Augmentation
 from teachers.recformer_weights import OFFICIAL_TOKENIZER
@@ -239,6 +241,7 @@ def tune_command(
     adaptor_dropout: Annotated[
         float, typer.Option(help="On the text vectors.", min=0, max=0.99)
     ] = 0.2,
+    keep_trajectory: TrajectoryOption = 0,
     seed: SeedOption = 0,
     bfloat16: Bfloat16Option = None,
     threads: ThreadsOption = 0,
@@ -277,6 +280,7 @@ def tune_command(
         }
         on_vectors: dict[str, Any] = {
             "whiten": whiten,
+            "keep_trajectory": keep_trajectory,
             "transductive": mode == "transductive",
             "freeze_encoder": freeze_encoder,
             "architecture": {
@@ -308,6 +312,8 @@ def tune_command(
     length = console.count(config["epochs"], "epoch")
     what = "texts alone" if teacher == "recformer" else mode
     _print(f"{folder}: {what}, {length}{', tuned before' if known else ''}", rows)
+    if keep_trajectory:
+        tell_way(folder)
     store = Path("cache") / where.resolve().name
     if not store.is_dir():
         console.hint(f"kd-cache plan --data {where}")

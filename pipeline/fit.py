@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from cache.atomic import check_writable, put, sweep
+from cache.dataset import Dataset
 from cache.digest import canonical_json, sha256_bytes, sha256_file
 from cache.errors import StoreError, UsageError
 from cache.factors import FactorReader
@@ -29,6 +30,7 @@ from cache.store import Store
 from encoder.checkpoint import load_checkpoint, load_weights, save_checkpoint, save_weights
 from pipeline.evaluate import rank_student
 from pipeline.metrics import Metrics, metrics_of_ranks
+from pipeline.two_domains import with_source
 from student.loop import RunState, TrainSettings, make_optimizer, train
 from student.protocol import AnyStudent
 from student.registry import find_student
@@ -74,6 +76,7 @@ def fit(
     settings: TrainSettings,
     *,
     student: str = "sasrec",
+    source: Dataset | None = None,
     device: str = "cpu",
     watch: Watch = lambda state, rate: None,
     on_step: Callable[[float, int], None] = lambda done, total: None,
@@ -84,15 +87,17 @@ def fit(
         readers: the teachers' score sets or factor sets; empty for the base model.
         config: the student's own; the longest history is the dataset's.
         student: its name in student/registry.py.
+        source: another domain's dataset, for a student that learns from two.
         on_step: told (epochs done, epochs at most).
 
     Raises:
         StoreError: ``run.foreign`` or ``checkpoint.foreign`` for a run of other settings, naming what differs;
             ``run.damaged``, ``checkpoint.damaged``; a score set that is damaged.
         DiskError: the folder cannot be written to.
-        UsageError: ``student.unknown``, ``student.bad_plugin``.
+        UsageError: ``student.unknown``, ``student.bad_plugin``; a source that is missing or means nothing.
     """
     dataset, plan, kind = store.dataset, store.plan, find_student(student)
+    config = with_source(kind, config, dataset, source)
     if "max_length" in kind.fields:
         config = replace(config, max_length=dataset.max_length)
     identity = _identity(store, readers, config, settings, student)
@@ -105,7 +110,10 @@ def fit(
     if folder.is_dir():
         sweep(folder)
     torch.manual_seed(settings.seed)
-    model = kind.make(config, dataset).to(device)
+    model = kind.make(config, dataset)
+    if source is not None:
+        model.learn_from(source)
+    model.to(device)
     optimizer = make_optimizer(model, settings)
     state = RunState()
     if checkpoint.is_file():
@@ -122,7 +130,7 @@ def fit(
     def on_epoch(now: RunState) -> None:
         nonlocal began
         rate = now.history[-1].instances / (time.perf_counter() - began)
-        save_checkpoint(checkpoint, model, optimizer, now.best_weights, now.to_json(), identity)
+        save_checkpoint(checkpoint, model, optimizer, now.tensors(), now.to_json(), identity)
         watch(now, rate)
         began = time.perf_counter()
 

@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
 from cache.dataset import EXTENDS
+from cache.paths import without_checkpoints
 from cache.store import Description, ScoreSet, Store, describe
 from pipeline import console
 
@@ -46,12 +47,13 @@ def show(
     console.say(f"digest {about.digest}")
     for name in about.unfinished:
         console.say(f"{name}: unfinished; the `kd-cache build` that began it goes on from there")
-    if len(store.teachers) < 2 or not batches or not len(store.plan):
+    names = without_checkpoints(store.teachers)
+    if len(names) < 2 or not batches or not len(store.plan):
         return
     from pipeline.agreement import agreement
     from student.targets import join_settings
 
-    readers = [store.reader(name) for name in store.teachers]
+    readers = [store.reader(name) for name in names]
     settings = join_settings(readers, tau=tau, consistency=consistency, epsilon=epsilon)
     found = agreement(store.dataset, store.plan, readers, settings, most=batches)
     read = f"{found.batches:,} of {console.count(len(store.plan), 'batch', 'batches')} read"

@@ -6,6 +6,7 @@ option that a student does not know is refused when it was typed; a default in k
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
 import typer
@@ -21,6 +22,7 @@ __all__ = [
     "LayersOption",
     "Preset",
     "PresetOption",
+    "SourceOption",
     "StudentOption",
     "configuration",
     "preset_value",
@@ -50,6 +52,11 @@ InnerOption = Annotated[
 ]
 DropoutOption = Annotated[
     float | None, typer.Option(help="Dropout rate; default the student's own.", min=0, max=0.99)
+]
+
+SourceOption = Annotated[
+    Path | None,
+    typer.Option(help="Dataset of another domain; recguru learns from it and the store's."),
 ]
 
 _SIZES = ("hidden", "layers", "heads", "inner", "dropout")

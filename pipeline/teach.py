@@ -34,6 +34,7 @@ from pipeline.teach_checks import (
     identity_of,
     positions_for,
 )
+from pipeline.trajectory import Way
 from teachers.backbone import Backbone
 from teachers.folder import load_folder, read_config
 from teachers.pretrain import Augmentation, Source
@@ -75,6 +76,7 @@ def tune(
     recipe: Recipe,
     device: str,
     report: Report,
+    keep_trajectory: int = 0,
 ) -> dict[str, Any]:
     """Tune a UniSRec on `dataset` into `out`; returns its configuration, metrics included.
 
@@ -83,6 +85,7 @@ def tune(
         whiten: whiten the vectors first; must be as it was in pre-training.
         start: folder of a pre-trained UniSRec.
         architecture: what differs from the defaults, or from the pre-trained one's rates.
+        keep_trajectory: how many checkpoints on its way to keep beside it; see trajectory.py.
 
     Raises:
         UsageError: ``teacher.exists`` when `out` holds a finished teacher of other settings; ``tune.*``.
@@ -132,6 +135,7 @@ def tune(
         save=save_unisrec,
         device=device,
         report=report,
+        keep_trajectory=keep_trajectory,
     )
 
 
@@ -242,9 +246,11 @@ def train_on_target(
     save: Save,
     device: str,
     report: Report,
+    keep_trajectory: int = 0,
 ) -> dict[str, Any]:
-    """Tune `model`, measure it and keep it in `out`; returns its configuration."""
+    """Tune `model`, measure it and keep it in `out`, and beside it checkpoints; returns its configuration."""
     model.to(device)
+    way = Way(out, keep_trajectory, identity)
 
     def measure(part: Any) -> Metrics:
         model.eval()
@@ -262,22 +268,32 @@ def train_on_target(
         recipe,
         validate=lambda: measure("valid")["ndcg@10"],
         checkpoint=out / CHECKPOINT,
-        identity=identity,
+        identity=way.identity,
         report=report,
         device=device,
+        on_epoch=lambda done, best: way.after_epoch(done, best, model),
     )
-    model.load_state_dict(trained.weights)
-    save(
-        out,
-        model,
-        trained.weights,
-        stage="tuned",
-        dataset=dataset.digest,
-        identity=identity,
-        epochs=trained.epochs,
-        validation=measure("valid"),
-        test=measure("test"),
-    )
+
+    def keep(
+        folder: Path, epochs: int, weights: dict[str, torch.Tensor], known: dict[str, Any]
+    ) -> None:
+        model.load_state_dict(weights)
+        save(
+            folder,
+            model,
+            weights,
+            stage="tuned",
+            dataset=dataset.digest,
+            identity=known,
+            epochs=epochs,
+            validation=measure("valid"),
+            test=measure("test"),
+        )
+
+    values = [record["validation"] for record in trained.history]
+    way.publish(1 + values.index(max(values)), keep)
+    keep(out, trained.epochs, trained.weights, identity)
+    way.forget()
     (out / CHECKPOINT).unlink(missing_ok=True)
     return read_config(out)
 

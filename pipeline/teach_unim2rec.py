@@ -101,6 +101,7 @@ def tune(
     recipe: Recipe,
     device: str,
     report: Report,
+    keep_trajectory: int = 0,
 ) -> dict[str, Any]:
     """Tune a UniM2Rec on `dataset` into `out`; returns its configuration, metrics included.
 
@@ -108,6 +109,7 @@ def tune(
         whiten: whiten the vectors first; must be as it was in pre-training.
         start: folder of a pre-trained UniM2Rec.
         architecture: what differs from the defaults, or from the pre-trained one's rates.
+        keep_trajectory: how many checkpoints on its way to keep beside it; see trajectory.py.
 
     Raises:
         UsageError: ``teacher.exists``, ``tune.*``, ``image.no_vectors``.
@@ -163,6 +165,7 @@ def tune(
         save=save_unim2rec,
         device=device,
         report=report,
+        keep_trajectory=keep_trajectory,
     )
 
 

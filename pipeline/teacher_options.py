@@ -67,6 +67,14 @@ Bfloat16Option = Annotated[
         help="Matrix products in bfloat16; by default where the hardware has it.",
     ),
 ]
+TrajectoryOption = Annotated[
+    int,
+    typer.Option(
+        help="Keep so many checkpoints on the way, as teachers beside it (for HetComp).",
+        min=0,
+        max=99,
+    ),
+]
 ThreadsOption = Annotated[
     int, typer.Option(help="Processor threads; 0 takes torch's choice.", min=0)
 ]
@@ -74,7 +82,7 @@ ThreadsOption = Annotated[
 _VECTORS: tuple[Kind, ...] = ("unisrec", "unim2rec")  # what reads frozen vectors
 _ONLY: dict[str, tuple[Kind, ...]] = {
     **dict.fromkeys(("image_vectors", "pictures", "image"), ("unim2rec",)),
-    **dict.fromkeys(("mode", "freeze_encoder", "adaptor_dropout"), _VECTORS),
+    **dict.fromkeys(("mode", "freeze_encoder", "adaptor_dropout", "keep_trajectory"), _VECTORS),
     **dict.fromkeys(("pooling", "vectors", "whiten", "word_drop", "item_drop"), _VECTORS),
     **dict.fromkeys(("attribute_tokens", "history_items", "history_tokens"), ("recformer",)),
     **dict.fromkeys(("second_epochs", "user_limit", "word_weight"), ("recformer",)),

@@ -20,10 +20,13 @@ from cache.dataset import Dataset
 from cache.errors import TeacherError, UsageError
 from cache.plan import Plan
 from encoder.dropout import seed_step
+from encoder.packed import Packed
 from student.batches import Batches, FreshBatches, instances_of
+from student.hetcomp import HetComp, HetCompSettings
 from student.losses import Direction, cross_entropy, distillation_loss, fused_loss
+from student.permutations import list_loss
 from student.protocol import AnyStudent, OwnLoss, Scorer, Student
-from student.targets import JoinSettings, Prepared, Scores, prepared
+from student.targets import JoinSettings, Lists, Prepared, Scores, prepared
 
 __all__ = [
     "EpochRecord",
@@ -36,6 +39,8 @@ __all__ = [
     "train",
 ]
 
+_MEMORY = "join:"  #: before names that are no weight's
+
 CrossEntropy: TypeAlias = Literal["full", "in-batch"]
 
 
@@ -43,7 +48,7 @@ CrossEntropy: TypeAlias = Literal["full", "in-batch"]
 class TrainSettings:
     """What decides a training run, beside the student, the plan and the score sets."""
 
-    join: JoinSettings | None = None  #: None trains the base model
+    join: JoinSettings | HetCompSettings | None = None  #: None trains the base model
     kd_weight: float = 5.0  #: lambda of eq. 10
     kl: Direction = "teacher-student"
     ce: CrossEntropy = "full"  #: softmax over all items, or eq. 6 to the letter
@@ -63,10 +68,10 @@ class EpochRecord:
     """What one epoch brought."""
 
     epoch: int
-    stage: str  #: "stage 2/4", "round 1", or "fresh" for all instances in fresh batches
+    stage: str  #: "stage 2/4", "round 1", or "fresh" for all instances in fresh batches; where the teachers stand
     instances: int
     ce: float  #: mean cross-entropy, or the student's own loss, nats
-    kd: float  #: mean divergence, nats
+    kd: float  #: mean divergence, or HetComp's loss, nats
     validation: float  #: NDCG@10
 
 
@@ -82,18 +87,29 @@ class RunState:
     finished: bool = False
     history: list[EpochRecord] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
+    memory: dict[str, Tensor] = field(default_factory=dict)  #: of how teachers are joined
 
     def to_json(self) -> dict[str, Any]:
-        """All but the weights."""
+        """All but the tensors."""
         values = {one.name: getattr(self, one.name) for one in fields(self)}
-        del values["best_weights"]
+        del values["best_weights"], values["memory"]
         return values | {"history": [asdict(record) for record in self.history]}
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors, by names that tell the best weights from the rest."""
+        return self.best_weights | {_MEMORY + name: value for name, value in self.memory.items()}
+
     @classmethod
-    def of(cls, values: dict[str, Any], best_weights: dict[str, Tensor]) -> RunState:
-        """What :meth:`to_json` gave, and the weights."""
+    def of(cls, values: dict[str, Any], tensors: dict[str, Tensor]) -> RunState:
+        """What :meth:`to_json` and :meth:`tensors` gave."""
         history = [EpochRecord(**record) for record in values["history"]]
-        return cls(**{**values, "history": history}, best_weights=best_weights)
+        memory = {
+            name.removeprefix(_MEMORY): one
+            for name, one in tensors.items()
+            if name.startswith(_MEMORY)
+        }
+        best = {name: one for name, one in tensors.items() if not name.startswith(_MEMORY)}
+        return cls(**{**values, "history": history}, best_weights=best, memory=memory)
 
 
 def schedule(
@@ -145,11 +161,7 @@ def step_loss(
     table_VD = model.item_table()
     in_batch = settings.ce == "in-batch"
     target = batch.target
-    if in_batch and target and target.all_items:
-        raise UsageError(
-            "--ce in-batch has no logits over all items, which --kd-items all needs; leave one away.",
-            code="fit.mixed_items",
-        )
+    _refuse_mixed(batch, settings)
     # whether the target's columns are the very rows of the table
     own_columns = in_batch or (target is not None and target.all_items)
     return fused_loss(
@@ -165,6 +177,45 @@ def step_loss(
     )
 
 
+def _refuse_mixed(batch: Prepared, settings: TrainSettings) -> None:
+    if settings.ce == "in-batch" and batch.all_items:
+        raise UsageError(
+            "--ce in-batch has no logits over all items, which --kd-items all needs; leave one away.",
+            code="fit.mixed_items",
+        )
+
+
+def _by_lists(
+    model: AnyStudent, batch: Prepared, lists: Lists, settings: TrainSettings
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(total, base loss, loss of the lists, logits) where teachers are joined by rank; a mean over slots each."""
+    if isinstance(model, OwnLoss):
+        base, logits = model.own_loss(batch, logits=True)
+        if logits is None:
+            raise TypeError("own_loss gave no logits though they were asked for")
+    else:
+        _refuse_mixed(batch, settings)
+        scorer = _Products(model) if isinstance(model, Student) else model
+        base, logits = _cross_entropy(scorer, batch, settings)
+    base, logits = base.float(), logits.float()
+    kd = list_loss(logits, lists.order_TL, lists.final_T)
+    return base + settings.kd_weight * kd, base.detach(), kd.detach(), logits.detach()
+
+
+class _Products:
+    """A student of vectors as a `Scorer`; float32 even under autocast."""
+
+    def __init__(self, model: Student) -> None:
+        self._model = model
+
+    def logits(self, packed: Packed, items_C: Tensor | None = None) -> Tensor:
+        """[B, C] or [B, V]."""
+        users_BD, table_VD = self._model.encode(packed), self._model.item_table()
+        table_CD = table_VD if items_C is None else table_VD.index_select(0, items_C)
+        with torch.autocast(users_BD.device.type, enabled=False):
+            return users_BD.float() @ table_CD.float().T
+
+
 def _cross_entropy(
     model: Scorer, batch: Prepared, settings: TrainSettings
 ) -> tuple[Tensor, Tensor]:
@@ -174,7 +225,7 @@ def _cross_entropy(
         return cross_entropy(logits_TC, batch.columns_T), logits_TC
     logits_TV = model.logits(batch.packed).float()
     loss = cross_entropy(logits_TV, batch.rows_T)
-    if batch.target is not None and batch.target.all_items:
+    if batch.all_items:
         return loss, logits_TV
     return loss, logits_TV.index_select(1, batch.items_C)
 
@@ -246,7 +297,20 @@ def train(
     staged = plan.num_buckets * settings.epochs_per_stage if settings.curriculum else 0
     workspace = None
     # elsewhere than on a processor the allocator keeps such blocks at hand
-    if torch.device(device).type == "cpu" and settings.ce == "full":
+    join, hetcomp = settings.join, None
+    if isinstance(join, HetCompSettings):
+        hetcomp, join = (
+            HetComp(
+                plan,
+                readers,
+                join,
+                num_items=dataset.num_items,
+                memory=state.memory,
+                device=device,
+            ),
+            None,
+        )
+    elif torch.device(device).type == "cpu" and settings.ce == "full":
         most = min(settings.batch_size or plan.batch_size, plan.num_instances)
         workspace = torch.empty(most, dataset.num_items)
     while not state.finished and (now := epoch_batches(settings, plan, state.epoch)):
@@ -259,14 +323,19 @@ def train(
             source,
             order,
             readers,
-            settings.join,
+            join,
             device=device,
             tiled=getattr(model, "attends", True),
+            lists=hetcomp.lists if hetcomp else None,
         )
         for done, batch in enumerate(batches, start=1):
             seed_step(settings.seed, state.step)
             with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.amp):
-                total, ce, kd = step_loss(model, batch, settings, workspace)
+                if hetcomp is None or batch.lists is None:
+                    total, ce, kd = step_loss(model, batch, settings, workspace)
+                else:
+                    total, ce, kd, logits = _by_lists(model, batch, batch.lists, settings)
+                    hetcomp.hear(batch.lists, logits, state.epoch)
             optimizer.zero_grad(set_to_none=True)
             total.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -281,6 +350,10 @@ def train(
                 "start again with a smaller --learning-rate.",
                 code="model.not_finite",
             )
+        if hetcomp is not None:
+            name += f", teachers at {hetcomp.progress:.0%}"
+            hetcomp.turn()
+            state.memory = hetcomp.memory
         model.eval()
         value = validate()
         state.history.append(

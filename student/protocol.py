@@ -15,9 +15,10 @@ from torch import Tensor
 from encoder.packed import Packed
 
 if TYPE_CHECKING:
+    from cache.dataset import Dataset
     from student.targets import Prepared
 
-__all__ = ["AnyStudent", "OwnLoss", "Scorer", "Student"]
+__all__ = ["AnyStudent", "OwnLoss", "Scorer", "Student", "TwoDomains"]
 
 
 @runtime_checkable
@@ -48,6 +49,14 @@ class OwnLoss(Protocol):
 
         Both at once, so that what they share is computed once. Randomness comes from torch's default generator.
         """
+
+
+@runtime_checkable
+class TwoDomains(Protocol):
+    """A student that learns from another domain's dataset too; its settings have the fields source and source_items."""
+
+    def learn_from(self, source: Dataset) -> None:
+        """Take what training needs of it. Called once before training, never where a trained one is loaded."""
 
 
 AnyStudent: TypeAlias = Student | Scorer

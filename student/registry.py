@@ -27,6 +27,7 @@ BUILT_IN = {
     "gru4rec": ("GRU4Rec", "student.gru4rec", "GRU4Rec"),
     "bert4rec": ("BERT4Rec", "student.bert4rec", "BERT4Rec"),
     "fmlprec": ("FMLP-Rec", "student.fmlprec", "FMLPRec"),
+    "recguru": ("RecGURU", "student.recguru", "RecGURU"),
     "lightgcn": ("LightGCN", "student.lightgcn", "LightGCN"),
     "fm": ("FM", "student.fm", "FM"),
     "deepfm": ("DeepFM", "student.deepfm", "DeepFM"),

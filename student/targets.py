@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -31,11 +31,14 @@ __all__ = [
     "Factors",
     "Items",
     "JoinSettings",
+    "Lists",
     "Prepared",
     "Scores",
     "Target",
+    "called",
     "join_settings",
     "prepared",
+    "scores_of",
     "target_of",
 ]
 
@@ -97,6 +100,18 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Lists:
+    """Rankings of one batch's items, where teachers are joined by rank; see student/hetcomp.py. L items of a list."""
+
+    instances: NDArray[np.int32]  #: [T] whose they are
+    order_TL: Tensor  #: the teachers' together: columns, best first
+    final_T: Tensor  #: whether every teacher is at its last state
+    now_KTL: Tensor  #: each teacher's own, at its present state
+    next_KTL: Tensor  #: and at its next one
+    all_items: bool = False  #: columns are rows of all items, not of the batch's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """Everything a step needs."""
 
@@ -105,7 +120,13 @@ class Prepared:
     items_C: Tensor  #: the batch's columns as item rows
     columns_T: Tensor  #: column of each slot's target
     rows_T: Tensor  #: item row of each slot's target
-    target: Target | None  #: None without teachers
+    target: Target | None  #: None without teachers, and where they are joined by rank
+    lists: Lists | None = None  #: where they are
+
+    @property
+    def all_items(self) -> bool:
+        """Whether the teachers are heard over all items."""
+        return any(one.all_items for one in (self.target, self.lists) if one)
 
     def to(self, device: torch.device | str) -> Prepared:
         """The same batch with its tensors on `device`."""
@@ -207,7 +228,7 @@ def target_of(
         entropy = torch.special.entr(q_TC).sum() / len(q_TC)
     if not math.isfinite(entropy):
         raise StoreError(
-            f"{_called(batch)}: the scores of {', '.join(reader.name for reader in readers)} hold "
+            f"{called(batch)}: the scores of {', '.join(reader.name for reader in readers)} hold "
             "something that is not a number; run `kd-cache verify`.",
             code="store.not_finite",
         )
@@ -225,16 +246,42 @@ def _log_probabilities(
         items_CD = torch.from_numpy(reader.item_vectors(None if everything else batch.items))
         raw_TC = users_TD.to(device).float() @ items_CD.to(device).float().T
         return torch.log_softmax(raw_TC.div_(settings.tau), dim=-1)
+    _refuse_beyond_plan(reader, batch, everything)
+    return retemper(torch.from_numpy(_read(reader, batch)), reader.tau, settings.tau)
+
+
+def scores_of(
+    reader: Scores,
+    batch: Batch,
+    rows: NDArray[np.int64],
+    *,
+    everything: bool,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """[n, C] what orders a batch's columns, or all items, for some of its slots: scores of any scale.
+
+    Raises:
+        StoreError: ``store.wrong_shape``, or what the reader itself refuses; UsageError: ``fit.no_factors``.
+    """
+    if isinstance(reader, Factors):
+        users_nD = torch.from_numpy(reader.history_vectors(batch.instances[rows]))
+        items_CD = torch.from_numpy(reader.item_vectors(None if everything else batch.items))
+        return users_nD.to(device).float() @ items_CD.to(device).float().T
+    _refuse_beyond_plan(reader, batch, everything)
+    return torch.from_numpy(_read(reader, batch)[rows])
+
+
+def _refuse_beyond_plan(reader: Scores, batch: Batch, everything: bool) -> None:
     if everything or batch.index == UNPLANNED:
         raise UsageError(
             f"of {reader.name} only the scores of the plan's batches are kept; "
             f"run `kd-cache build --teacher {reader.name} --keep factors`.",
             code="fit.no_factors",
         )
-    return retemper(torch.from_numpy(_read(reader, batch)), reader.tau, settings.tau)
 
 
-def _called(batch: Batch) -> str:
+def called(batch: Batch) -> str:
+    """As messages name it."""
     return "a fresh batch" if batch.index == UNPLANNED else f"batch {batch.index}"
 
 
@@ -261,12 +308,14 @@ def prepared(
     device: torch.device | str = "cpu",
     ahead: int = 2,
     tiled: bool = True,
+    lists: Callable[[Batch], Lists] | None = None,
 ) -> Iterator[Prepared]:
     """The plan's batches in `order`, each made ready before it is asked for, at most `ahead` (at least 1) at a time.
 
     Args:
         plan: the plan, or fresh batches.
         tiled: False for a student without attention: `Packed.of` has less to do.
+        lists: makes the teachers' rankings of a batch, where they are joined by rank.
     """
     ready: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=max(1, ahead))
     abandoned = threading.Event()
@@ -284,7 +333,10 @@ def prepared(
         try:
             for index in order:
                 batch = plan[int(index)]
-                if not hand_over(_prepare(dataset, batch, readers, settings, device, tiled)):
+                made = _prepare(dataset, batch, readers, settings, device, tiled)
+                if lists is not None:
+                    made = replace(made, lists=_on(lists(batch), device))
+                if not hand_over(made):
                     return
             hand_over(None)
         except BaseException as error:

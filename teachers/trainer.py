@@ -67,6 +67,7 @@ def train(
     schedule: Callable[[int], float] | None = None,
     clip: float | None = None,
     judge_start: bool = False,
+    on_epoch: Callable[[int, int], None] = lambda done, best: None,
 ) -> Trained:
     """Train until validation stops improving, or for all epochs where there is none.
 
@@ -78,6 +79,7 @@ def train(
         validate: NDCG@10 as the model stands.
         schedule: share of the learning rate at each step, counted from 0.
         clip: largest norm of the gradients.
+        on_epoch: told how many epochs are done and how many were at the best one, before the checkpoint of that epoch is kept.
         judge_start: the weights as they are handed in are a contender too: no epoch wins that validates worse.
 
     Raises:
@@ -132,6 +134,7 @@ def train(
                 best = _copied(model)
         state["history"].append(record)
         state["epoch"] += 1
+        on_epoch(state["epoch"], state["epoch"] - state["stale"])
         save_checkpoint(checkpoint, model, optimizer, best, state, identity)
     return Trained(
         weights=best or dict(model.state_dict()),

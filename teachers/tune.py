@@ -37,6 +37,7 @@ def tune(
     identity: Mapping[str, Any],
     report: Report = lambda done, total, note: None,
     device: str = "cpu",
+    on_epoch: Callable[[int, int], None] = lambda done, best: None,
 ) -> Trained:
     """Tune `model` on the training parts of `dataset`; see :func:`teachers.trainer.train`."""
     users, ends = dataset.training_instances()
@@ -71,4 +72,5 @@ def tune(
         identity=identity,
         validate=validate,
         report=report,
+        on_epoch=on_epoch,
     )

@@ -11,21 +11,23 @@ import numpy as np
 import torch
 from torch import nn
 
-from cache.dataset import Dataset
+from cache.dataset import Dataset, open_dataset
 from cache.store import Store
 from encoder.packed import Packed
 from pipeline.fit import Run, fit
 from pipeline.suite_ground import shop_dataset
 from student.loop import RunState, TrainSettings
+from student.protocol import TwoDomains
 from student.registry import BUILT_IN, find_student
 from student.targets import Items, Prepared, join_settings, prepared
-from tests.fakes import tiny_plan
+from tests.fakes import tiny_dataset, tiny_plan
 from tests.student.known import KnownFactors, KnownScores
 
 __all__ = [
     "NAMES",
     "SMALL",
     "Answers",
+    "elsewhere",
     "first_batch",
     "made",
     "packed",
@@ -70,14 +72,22 @@ def small(name: str, **more: Any) -> Any:
     return kind.config(**{k: v for k, v in (values | more).items() if k in kind.fields})
 
 
+def elsewhere(store: Store) -> Dataset:
+    """Another domain beside the store: 30 users, 15 items, histories of other lengths."""
+    path = store.path.with_name("elsewhere")
+    return open_dataset(path) if path.exists() else tiny_dataset(path, users=30, items=15, seed=5)
+
+
 def made(name: str, dataset: Dataset, *, spread: float = 0.3, seed: int = 0, **more: Any) -> Any:
     """In eval mode, with every parameter drawn wide enough to count."""
     torch.manual_seed(seed)
     kind = find_student(name)
-    config = small(name, **more)
-    if "max_length" in kind.fields and "max_length" not in more:
-        config = small(name, max_length=dataset.max_length, **more)
+    if "max_length" not in more:
+        more = {**more, "max_length": dataset.max_length}
+    config = small(name, **{"source_items": dataset.num_items, **more})
     model: nn.Module = kind.make(config, dataset).eval()
+    if isinstance(model, TwoDomains):
+        model.learn_from(dataset)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * spread)
@@ -116,5 +126,12 @@ def trained(
 
     given = TrainSettings(**{"join": join, "epochs": 3, "curriculum": False, **settings})
     return fit(
-        store, readers, folder, small(name, **(sizes or {})), given, student=name, watch=watch
+        store,
+        readers,
+        folder,
+        small(name, **(sizes or {})),
+        given,
+        student=name,
+        source=elsewhere(store) if "source" in find_student(name).fields else None,
+        watch=watch,
     )

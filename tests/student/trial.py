@@ -80,7 +80,7 @@ class Trial:
         )
 
     def save(self, path: Path, state: RunState) -> None:
-        best, values = state.best_weights, state.to_json()
+        best, values = state.tensors(), state.to_json()
         save_checkpoint(path, self.model, self.optimizer, best, values, IDENTITY)
 
     def load(self, path: Path) -> None:
