@@ -1,4 +1,4 @@
-"""`kd-student fit | evaluate`: stage two from the command line. Thin: everything is in fit.py."""
+"""`kd-student fit`: stage two from the command line. Thin: the work is in fit.py; other commands in cli_student_out.py."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ import typer
 
 from cache.errors import UsageError
 from cache.factors import FactorReader
-from cache.mirror import LIMIT, open_mirror
-from cache.remote import is_url, locate
+from cache.mirror import LIMIT
 from cache.scores import ScoreReader
 from cache.store import Store
 from pipeline import console
-from pipeline.config import check_finite, find_store, parse_epsilon
-from pipeline.evaluate import rank_student
-from pipeline.fit import Run, fit, load_student, standing
+from pipeline.cli_student_out import METRICS, add_commands, task
+from pipeline.config import check_finite, parse_epsilon
+from pipeline.fit import Run, fit, standing
 from pipeline.join_options import ConsistencyOption, EpsilonOption, TauOption
-from pipeline.metrics import CUTOFFS, gains, metrics_of_ranks, paired_p_value
+from pipeline.metrics import gains, paired_p_value
 from pipeline.student_options import (
     DropoutOption,
     HeadsOption,
@@ -35,28 +34,23 @@ from pipeline.student_options import (
     configuration,
     preset_value,
 )
+from pipeline.student_store import CacheOption, open_store
 from student.loop import RunState, TrainSettings
 from student.registry import StudentKind, find_student
 from student.targets import join_settings
 
 app = typer.Typer(
     name="kd-student",
-    help="Train small students from a score store, and judge them. No teacher is loaded.",
+    help="Train small students from a score store, judge them, put them to use. No teacher is loaded.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
 
-_METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS]
 _DEFAULT = TrainSettings()
 _SEED = 2**31 - 1
 
 Reader: TypeAlias = ScoreReader | FactorReader
-
-CacheOption = Annotated[
-    str | None,
-    typer.Option("--cache", help="The store or its URL; by default the only one in cache/."),
-]
 
 
 @app.command("fit", short_help="Train a student, its base, or both.")
@@ -178,7 +172,7 @@ def fit_command(
     device = _device(device)
     if threads:
         torch.set_num_threads(threads)
-    store = _store(cache, "kd-student fit", int(cache_limit * 1e9))
+    store = open_store(cache, "kd-student fit", int(cache_limit * 1e9))
     root = out or Path("runs") / store.path.resolve().name
     base = TrainSettings(
         kd_weight=kd_weight,
@@ -235,32 +229,6 @@ def fit_command(
     console.hint(f"kd-student evaluate {run.folder}{which}")
 
 
-@app.command(short_help="Judge a trained student by ranking all items.")
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    cache: CacheOption = None,
-    part: Annotated[
-        Literal["test", "valid"], typer.Option(help="Which held-out items to rank.")
-    ] = "test",
-    mask_history: Annotated[
-        bool, typer.Option("--mask-history", help="Do not rank items of the history.")
-    ] = False,
-) -> None:
-    """Rank all items for every user with a trained student and print Recall and NDCG."""
-    store = _store(cache, "kd-student evaluate", LIMIT)
-    model = load_student(run, store)
-    ranks = rank_student(
-        model, store.dataset, store.dataset.held_out(part), mask_history=mask_history
-    )
-    metrics = metrics_of_ranks(ranks)
-    protocol = "history masked" if mask_history else "history not masked"
-    console.table(
-        f"{run}: {_task(store, part, len(ranks))}, {protocol}",
-        ["part", *_METRICS],
-        [[part, *(f"{metrics[name]:.4f}" for name in _METRICS)]],
-    )
-
-
 def _reader(store: Store, name: str, needs: str) -> Reader:
     """What is kept of a teacher; its factors where something `needs` them.
 
@@ -277,15 +245,6 @@ def _reader(store: Store, name: str, needs: str) -> Reader:
             code="fit.no_factors",
         )
     return store.factors(name)
-
-
-def _store(cache: str | None, command: str, limit: int) -> Store:
-    """The store that was named: opened where it lies, or through a mirror of what lies elsewhere."""
-    if cache is None or not is_url(cache):
-        return Store.open(find_store(Path(cache) if cache else None, command))
-    place = locate(cache)
-    with console.progress(f"{place.label}: dataset and plan", unit="bytes") as report:
-        return open_mirror(place, limit=limit, report=lambda at, total: report(at, total, ""))
 
 
 def _warn_small(store: Store, readers: Sequence[Reader], limit: int) -> None:
@@ -349,7 +308,7 @@ def _print(store: Store, runs: dict[str, list[Run]], student: StudentKind) -> No
     both = len(runs) == 2
     picked = [np.array([run.record["validation"]["ndcg@10"] for run in r]) for r in runs.values()]
     rows = []
-    for name in _METRICS:
+    for name in METRICS:
         values = [np.array([run.test[name] for run in some]) for some in runs.values()]
         row = [name, *map(_spread, values)]
         if both:
@@ -365,15 +324,11 @@ def _print(store: Store, runs: dict[str, list[Run]], student: StudentKind) -> No
     if len(some) > 1:
         legend.insert(0, f"mean ± standard deviation of {len(some)} seeds")
     console.table(
-        f"{store.label}: {_task(store, 'test', len(some[0].test_ranks))}",
+        f"{store.label}: {task(store, 'test', len(some[0].test_ranks))}",
         ["", *(f"{student.title} {kind}" for kind in runs), *(["change", "p"] if both else [])],
         rows,
         caption="; ".join(legend),
     )
-
-
-def _task(store: Store, part: str, users: int) -> str:
-    return f"{part} items of {users:,} users among all {store.dataset.num_items:,} items"
 
 
 def _p_value(p: float) -> str:
@@ -423,6 +378,9 @@ def _device(asked: str | None) -> str:
             code="fit.bad_device",
         )
     return asked
+
+
+add_commands(app)
 
 
 def main() -> None:
