@@ -12,7 +12,17 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NAMES = ("ingest", "prefixes", "recformer", "build", "reader", "fit", "sasrec", "evaluate")
+NAMES = (
+    "ingest",
+    "prefixes",
+    "recformer",
+    "build",
+    "reader",
+    "fit",
+    "sasrec",
+    "evaluate",
+    "export",
+)
 
 
 def main(wanted: list[str]) -> int:

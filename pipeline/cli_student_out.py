@@ -1,4 +1,4 @@
-"""`kd-student evaluate | recommend | show`: what comes out of a trained student. Thin: the work is done elsewhere."""
+"""`kd-student evaluate | recommend | export | show`: what comes out of a trained student. Thin: the work is done elsewhere."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 import typer
 
-from cache.atomic import put
+from cache.atomic import disk_errors, put
 from cache.dataset import Dataset, Ints
 from cache.errors import UsageError
-from cache.store import Store
 from pipeline import console
 from pipeline.card import base_beside, card
 from pipeline.evaluate import rank_student
-from pipeline.fit import load_student, open_run
-from pipeline.metrics import CUTOFFS, metrics_of_ranks
+from pipeline.export import CARD, ExportFormat, Place, export
+from pipeline.exported import is_export, open_student
+from pipeline.fit import open_run
+from pipeline.metrics import metrics_of_ranks
 from pipeline.recommend import (
     Format,
     read_users,
@@ -27,13 +28,15 @@ from pipeline.recommend import (
     user_names,
     write_lists,
 )
-from pipeline.student_store import CacheOption, open_store
+from pipeline.run_table import METRICS, task
+from pipeline.student_store import CacheOption, at_store, open_store
 
-__all__ = ["METRICS", "add_commands", "task"]
-
-METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS]
+__all__ = ["add_commands"]
 
 RunArgument = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
+TrainedArgument = Annotated[
+    Path, typer.Argument(help="Folder of a finished run, or what was exported of one.")
+]
 
 
 def add_commands(app: typer.Typer) -> None:
@@ -44,11 +47,12 @@ def add_commands(app: typer.Typer) -> None:
     app.command("recommend", short_help="Write each user's best items to a file.")(
         recommend_command
     )
+    app.command("export", short_help="Make files that others can serve.")(export_command)
     app.command("show", short_help="Print a run's model card.")(show_command)
 
 
 def evaluate_command(
-    run: RunArgument,
+    run: TrainedArgument,
     cache: CacheOption = None,
     part: Annotated[
         Literal["test", "valid"], typer.Option(help="Which held-out items to rank.")
@@ -59,7 +63,7 @@ def evaluate_command(
 ) -> None:
     """Rank all items for every user with a trained student and print Recall and NDCG."""
     store = open_store(cache, "kd-student evaluate")
-    model = load_student(run, store)
+    model = open_student(run, store)
     ranks = rank_student(
         model, store.dataset, store.dataset.held_out(part), mask_history=mask_history
     )
@@ -73,7 +77,7 @@ def evaluate_command(
 
 
 def recommend_command(
-    run: RunArgument,
+    run: TrainedArgument,
     cache: CacheOption = None,
     out: Annotated[
         Path | None,
@@ -111,7 +115,7 @@ def recommend_command(
             f"{users}: names no user, one id a line expected.", code="recommend.bad_users"
         )
     rows = rows_of_users(names, asked, store.label) if asked else _all(dataset)
-    model = load_student(run, store)
+    model = open_student(run, store)
     lists = recommend(model, dataset, rows, top, exclude_history=exclude_history)
     parts = tables(lists, dataset, names, titles=titles)
     known = int((dataset.lengths[rows] > 0).sum())
@@ -143,15 +147,40 @@ def recommend_command(
         console.note(f"{console.count(len(rows) - known, 'user')} without any history left out")
 
 
-def show_command(
+def export_command(
     run: RunArgument,
+    cache: CacheOption = None,
+    form: Annotated[
+        ExportFormat,
+        typer.Option(
+            "--format", help="For onnxruntime and others, for torch.export.load, or bare weights."
+        ),
+    ] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to make; by default <run>/<format>.")
+    ] = None,
+    table: Annotated[
+        Place,
+        typer.Option(help="Item table inside: it gives scores; apart: vectors, and a .npy file."),
+    ] = "inside",
+) -> None:
+    """Export a trained student, with the ids of its items, its model card and all digests."""
+    store = open_store(cache, "kd-student export")
+    target = out or run / form
+    about = export(run, store, target, form, table=table)
+    size = (target / about["model"]).stat().st_size
+    console.say(f"{target}: {about['title']} as {about['model']}, {console.size(size)}")
+    console.hint(f"kd-student evaluate {target}{at_store(store)}")
+
+
+def show_command(
+    run: TrainedArgument,
     out: Annotated[
         Path | None, typer.Option(help="A Markdown file to write instead of printing.")
     ] = None,
 ) -> None:
     """Print the model card of a run: how good it is, and by digests what it was trained from."""
-    found = open_run(run)
-    text = card(found, base_beside(found))
+    text = _card(run)
     if out is None:
         console.say(text.rstrip())
     else:
@@ -159,9 +188,12 @@ def show_command(
         console.say(f"{out}: the card of {run}")
 
 
-def task(store: Store, part: str, users: int) -> str:
-    """What is ranked among what."""
-    return f"{part} items of {users:,} users among all {store.dataset.num_items:,} items"
+def _card(folder: Path) -> str:
+    if is_export(folder):
+        with disk_errors(folder / CARD):
+            return (folder / CARD).read_text(encoding="utf-8")
+    found = open_run(folder)
+    return card(found, base_beside(found))
 
 
 def _all(dataset: Dataset) -> Ints:

@@ -13,7 +13,7 @@ from cache.store import Store
 from pipeline import console
 from pipeline.config import find_store
 
-__all__ = ["CacheOption", "open_store"]
+__all__ = ["CacheOption", "at_store", "open_store"]
 
 CacheOption: TypeAlias = Annotated[
     str | None,
@@ -33,3 +33,9 @@ def open_store(cache: str | None, command: str, limit: int = LIMIT) -> Store:
     place = locate(cache)
     with console.progress(f"{place.label}: dataset and plan", unit="bytes") as report:
         return open_mirror(place, limit=limit, report=lambda at, total: report(at, total, ""))
+
+
+def at_store(store: Store) -> str:
+    """The option that names a store in a command to type; nothing where it is the only one in `cache/`."""
+    there = list(Path("cache").glob("*/plan"))
+    return "" if there == [store.path / "plan"] else f" --cache {store.label}"

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from cache.dataset import Dataset
 from encoder.packed import Packed
+from encoder.padded import PADDING, lengths_of
 
 __all__ = ["ITEM_FIELDS", "USER_FIELDS", "Fields", "codes", "whose"]
 
@@ -65,6 +66,13 @@ class Fields(nn.Module):
         starts_B = packed.last - packed.positions[packed.last]
         history_BD = F.embedding_bag(packed.items, self.history.weight, starts_B, mode="mean")
         return torch.stack([self.user(whose(packed)), history_BD], dim=1)
+
+    def of_padded(self, items_BL: Tensor, users_B: Tensor) -> Tensor:
+        """[B, 2, D] as `of_users`, of histories in rows with padding behind them."""
+        real_BL1 = (items_BL != PADDING)[:, :, None]
+        total_BD = (self.history(items_BL.clamp(min=0)) * real_BL1).sum(dim=1)
+        history_BD = total_BD / lengths_of(items_BL)[:, None]
+        return torch.stack([self.user(users_B), history_BD], dim=1)
 
     def of_items(self, rows_C: Tensor | None = None) -> Tensor:
         """[C, 3, D] of these rows, or of all V."""

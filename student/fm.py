@@ -9,6 +9,7 @@ Legend: B histories, T slots, C columns, V items, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from cache.dataset import Dataset
 from encoder.packed import Packed
 from student.fields import Fields, whose
 from student.interactions import Negatives
+from student.protocol import Asked
 from student.targets import Prepared
 
 __all__ = ["FM", "FMConfig", "make", "pointwise"]
@@ -38,6 +40,8 @@ class FM(nn.Module):
         dataset: whose users, items and attributes have vectors.
     """
 
+    asks: ClassVar[tuple[Asked, ...]] = ("items", "users")
+
     def __init__(self, config: FMConfig, dataset: Dataset) -> None:
         super().__init__()
         self.config = config
@@ -48,8 +52,13 @@ class FM(nn.Module):
 
     def encode(self, packed: Packed) -> Tensor:
         """[B, D + 2]: the user's fields summed, a one, and what the user's side comes to by itself."""
-        own_B = self.first_order.of_users(packed).sum(dim=(1, 2)) + self.bias
-        return _side(self.fields.of_users(packed), own_B, own_last=True)
+        return self._user_side(self.fields.of_users(packed), self.first_order.of_users(packed))
+
+    def padded(self, items_BL: Tensor, users_B: Tensor) -> Tensor:
+        """[B, D + 2] as `encode`."""
+        return self._user_side(
+            self.fields.of_padded(items_BL, users_B), self.first_order.of_padded(items_BL, users_B)
+        )
 
     def item_table(self) -> Tensor:
         """[V, D + 2]."""
@@ -59,6 +68,9 @@ class FM(nn.Module):
         """[C, D + 2] of these rows, or of all V: the fields summed, the item's side by itself, and a one."""
         own_C = self.first_order.of_items(rows_C).sum(dim=(1, 2))
         return _side(self.fields.of_items(rows_C), own_C, own_last=False)
+
+    def _user_side(self, vectors_BFD: Tensor, first_BF1: Tensor) -> Tensor:
+        return _side(vectors_BFD, first_BF1.sum(dim=(1, 2)) + self.bias, own_last=True)
 
     def own_loss(self, batch: Prepared, *, logits: bool) -> tuple[Tensor, Tensor | None]:
         """Binary cross-entropy of the target and of one negative; and the logits [T, C]."""

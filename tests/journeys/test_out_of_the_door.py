@@ -23,7 +23,9 @@ def test_recommend_writes_everybodys_list_and_prints_a_few(road: Road, tmp_path:
     assert len(rows) == 3 * users
     assert done.out.startswith(f"{out}: {3 * users} rows of {users} users, top 3, history included")
     (tmp_path / "users").write_text(f"{rows[-1]['user']}\n")
-    few = f"--user {rows[3]['user']} --users {tmp_path / 'users'} --top 2 --out {tmp_path}/few.jsonl"
+    few = (
+        f"--user {rows[3]['user']} --users {tmp_path / 'users'} --top 2 --out {tmp_path}/few.jsonl"
+    )
     quick(road.path, f"kd-student recommend {RUN} {few}")
     lines = [json.loads(line) for line in (tmp_path / "few.jsonl").read_text().splitlines()]
     assert [row["item"] for row in lines] == [rows[at]["item"] for at in (3, 4, -3, -2)]
@@ -49,6 +51,30 @@ def test_recommend_refuses_in_one_line(road: Road, words: str, fragment: str) ->
     assert len(done.lines) == 1
     assert fragment in done.err
     assert tree(road.path) == before
+
+
+def test_what_is_exported_is_judged_and_recommends_as_the_run_does(
+    road: Road, tmp_path: Path
+) -> None:
+    out = tmp_path / "served"
+    done = quick(road.path, f"kd-student export {RUN} --out {out}")
+    assert done.out.startswith(f"{out}: SASRec as model.onnx, ")
+    assert done.lines == [f"next: kd-student evaluate {out}"]
+    judged = quick(road.path, f"kd-student evaluate {out}").out.splitlines()
+    assert judged[1:] == quick(road.path, f"kd-student evaluate {RUN}").out.splitlines()[1:]
+    for name, folder in (("run", RUN), ("export", out)):
+        line = (
+            f"kd-student recommend {folder} --top 3 --exclude-history --out {tmp_path / name}.csv"
+        )
+        quick(road.path, line)
+    lists = [
+        [line.rpartition(",")[0] for line in (tmp_path / f"{name}.csv").read_text().splitlines()]
+        for name in ("run", "export")
+    ]
+    assert lists[0] == lists[1]
+    assert quick(road.path, f"kd-student show {out}").out == (out / "README.md").read_text()
+    again = quick(road.path, f"kd-student export {RUN} --out {out}", expect=3)
+    assert "is already there and is never overwritten" in again.err
 
 
 def test_show_prints_the_card_and_writes_it(road: Road, tmp_path: Path) -> None:
