@@ -15,12 +15,11 @@ from cache.store import store_digest
 from encoder.checkpoint import load_weights
 from pipeline import console
 from pipeline.fit import MODEL, Run, open_run
-from pipeline.metrics import CUTOFFS
+from pipeline.run_table import METRICS
 from student.registry import BUILT_IN
 
 __all__ = ["base_beside", "card", "kind_of", "title_of"]
 
-_METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS]
 _SETS = ("scores", "factors")
 
 
@@ -106,7 +105,7 @@ def _items(run: Run) -> int:
 def _metrics(run: Run, base: Run | None) -> str:
     test, valid = run.record["test"], run.record["validation"]
     if base is None:
-        rows = [[name, f"{valid[name]:.4f}", f"{test[name]:.4f}"] for name in _METRICS]
+        rows = [[name, f"{valid[name]:.4f}", f"{test[name]:.4f}"] for name in METRICS]
         return _table(["metric", "validation", "test"], rows)
     before = base.record["test"]
     rows = [
@@ -117,7 +116,7 @@ def _metrics(run: Run, base: Run | None) -> str:
             f"{before[name]:.4f}",
             f"{test[name] / before[name] - 1:+.1%}" if before[name] else "n/a",
         ]
-        for name in _METRICS
+        for name in METRICS
     ]
     return _table(["metric", "validation", "test", "base, test", "change"], rows)
 

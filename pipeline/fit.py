@@ -1,6 +1,7 @@
 """STAGE TWO: train students from a store, no teacher at hand, and judge them.
 
     runs/toys/sasrec-distilled/seed-0/   model.safetensors   run.json   test_ranks.npy   [checkpoint.safetensors]
+    runs/toys/sasrec-distilled/seed-0.times.jsonl     a line an epoch: what a clock said, beside the run, never inside
 
 A finished run is never trained again; an unfinished one goes on from its checkpoint. A run is identified by its settings
 and by the digests of dataset, plan and score sets: what differs is refused by name.
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.atomic import check_writable, put, sweep
+from cache.atomic import append_line, check_writable, put, sweep
 from cache.digest import canonical_json, sha256_bytes, sha256_file
 from cache.errors import StoreError, UsageError
 from cache.factors import FactorReader
@@ -131,8 +132,13 @@ def fit(
 
     def on_epoch(now: RunState) -> None:
         nonlocal began
-        rate = now.history[-1].instances / (time.perf_counter() - began)
+        last = now.history[-1]
+        seconds = time.perf_counter() - began
+        rate = last.instances / seconds
         save_checkpoint(checkpoint, model, optimizer, now.best_weights, now.to_json(), identity)
+        told = {"epoch": last.epoch + 1, "stage": last.stage, "instances": last.instances}
+        spent = {"seconds": round(seconds, 3), "instances_per_second": round(rate, 1)}
+        append_line(_times(folder), json.dumps(told | spent).encode())
         watch(now, rate)
         began = time.perf_counter()
 
@@ -153,12 +159,15 @@ def fit(
     test_ranks = ranks("test")
     record = {
         "identity": identity,
+        "student": student,
+        "kind": "distilled" if readers else "base",
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,
         "history": [asdict(one) for one in state.history],
         "validation": metrics_of_ranks(ranks("valid")),
         "test": metrics_of_ranks(test_ranks),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "weights_bytes": sum(p.nbytes for p in model.state_dict().values()),
         "counts": {
             "users": dataset.num_users,
             "items": dataset.num_items,
@@ -224,6 +233,11 @@ def _told(reader: ScoreReader | FactorReader) -> dict[str, Any]:
         for key in ("teacher", "teacher_digest", "quality", "tau")
         if key in settings
     }
+
+
+def _times(folder: Path) -> Path:
+    """Beside the run: the same run ends in the same bytes, however long it took."""
+    return folder.with_name(f"{folder.name}.times.jsonl")
 
 
 def standing(folder: Path) -> Standing:
