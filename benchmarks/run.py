@@ -24,6 +24,7 @@ NAMES = (
     "sasrec",
     "students",
     "evaluate",
+    "export",
 )
 
 

@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cache.digest import Bytes
 from cache.errors import DiskError, StoreError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 __all__ = [
     "DEBRIS",
@@ -29,6 +34,7 @@ __all__ = [
     "sweep",
     "sync_folder",
     "sync_tree",
+    "written",
 ]
 
 DEBRIS = ".partial-"
@@ -96,26 +102,54 @@ def put(path: Path, *pieces: Bytes, create: bool = False, aside: Path | None = N
         DiskError: the disk is full, read-only or failing; nothing is left behind.
         StoreError: ``store.exists``, with `create`.
     """
-    with disk_errors(path):
-        make_folder(path.parent)
-        handle, name = tempfile.mkstemp(prefix=DEBRIS, dir=aside or path.parent)
-        written = Path(name)
-        try:
-            with os.fdopen(handle, "wb", buffering=0) as file:
-                for piece in pieces:
-                    view = memoryview(piece).cast("B")
-                    while view.nbytes:
-                        view = view[file.write(view) :]
-                os.fchmod(file.fileno(), 0o666 & ~_umask())
-                os.fsync(file.fileno())
-            if create:
-                _name_new(written, path)
-            else:
-                written.replace(path)
-        except BaseException:
-            written.unlink(missing_ok=True)
-            raise
-        sync_folder(path.parent)
+    with disk_errors(path), _aside(path, create=create, folder=aside) as file:
+        for piece in pieces:
+            file.write(piece)
+
+
+class _Whole(io.FileIO):
+    """A file that takes all it is handed, which a bare one need not."""
+
+    def write(self, data: Buffer, /) -> int:
+        view = memoryview(data).cast("B")
+        total = view.nbytes
+        while view.nbytes:
+            view = view[super().write(view) :]
+        return total
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[io.RawIOBase]:
+    """A file to write bit by bit, unbuffered, as `put` does with what is in memory: `path` is the whole of it, or as it was.
+
+    Whatever ends the block early leaves nothing behind.
+
+    Raises:
+        DiskError: the disk is full, read-only or failing.
+    """
+    with disk_errors(path), _aside(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _aside(path: Path, *, create: bool = False, folder: Path | None = None) -> Iterator[_Whole]:
+    """A file in `folder`, beside `path` by default, that takes its name at the end of the block."""
+    make_folder(path.parent)
+    handle, name = tempfile.mkstemp(prefix=DEBRIS, dir=folder or path.parent)
+    aside = Path(name)
+    try:
+        with _Whole(handle, "wb") as file:
+            yield file
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        if create:
+            _name_new(aside, path)
+        else:
+            aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
 
 
 def append_line(path: Path, line: bytes) -> None:

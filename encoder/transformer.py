@@ -110,7 +110,7 @@ class _Attention(nn.Module):
         query, key, value = heads.permute(2, 0, 3, 1, 4)
         rate = self.attention_dropout if self.training else 0.0
         mixed = _attention(query, key, value, tiles.mask, rate)
-        flat = mixed.transpose(1, 2).reshape(len(rectangle), -1)
+        flat = mixed.transpose(1, 2).reshape(rectangle.shape[0], -1)
         return flat.index_select(0, tiles.places)
 
 

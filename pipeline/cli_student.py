@@ -1,4 +1,4 @@
-"""`kd-student fit | evaluate`: stage two from the command line. Thin: everything is in fit.py."""
+"""`kd-student fit`: stage two from the command line. Thin: the work is in fit.py; other commands in cli_student_out.py."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-import numpy as np
 import torch
 import typer
 
 from cache.dataset import Dataset, open_dataset
 from cache.errors import UsageError
 from cache.factors import FactorReader
-from cache.mirror import LIMIT, open_mirror
+from cache.mirror import LIMIT
 from cache.paths import without_checkpoints
-from cache.remote import is_url, locate
 from cache.scores import ScoreReader
 from cache.store import Store
 from pipeline import console
-from pipeline.config import check_finite, find_store, parse_epsilon
-from pipeline.evaluate import rank_student
-from pipeline.fit import Run, fit, load_student, standing
+from pipeline.cli_student_out import add_commands
+from pipeline.config import check_finite, parse_epsilon
+from pipeline.fit import Run, fit, standing
 from pipeline.join_options import (
     AlphaOption,
     ConsistencyOption,
@@ -34,7 +32,9 @@ from pipeline.join_options import (
     check_join,
     trajectories,
 )
-from pipeline.metrics import CUTOFFS, gains, metrics_of_ranks, paired_p_value
+from pipeline.live import Board, board
+from pipeline.run_table import print_runs
+from pipeline.scalars import check_log_dir, scalars
 from pipeline.student_options import (
     DropoutOption,
     HeadsOption,
@@ -47,30 +47,25 @@ from pipeline.student_options import (
     configuration,
     preset_value,
 )
+from pipeline.student_store import CacheOption, at_store, open_store
 from pipeline.two_domains import with_source
 from student.hetcomp import HetCompSettings
 from student.loop import RunState, TrainSettings
-from student.registry import StudentKind, find_student
+from student.registry import find_student
 from student.targets import join_settings
 
 app = typer.Typer(
     name="kd-student",
-    help="Train small students from a score store, and judge them. No teacher is loaded.",
+    help="Train small students from a score store, judge them, put them to use. No teacher is loaded.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
 )
 
-_METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS]
 _DEFAULT = TrainSettings()
 _SEED = 2**31 - 1
 
 Reader: TypeAlias = ScoreReader | FactorReader
-
-CacheOption = Annotated[
-    str | None,
-    typer.Option("--cache", help="The store or its URL; by default the only one in cache/."),
-]
 
 
 @app.command("fit", short_help="Train a student, its base, or both.")
@@ -159,6 +154,10 @@ def fit_command(
             help="GB of scores and factors to keep here at most when --cache is a URL.", min=0
         ),
     ] = LIMIT / 1e9,
+    log_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder for TensorBoard's scalars, one set a run; by default none."),
+    ] = None,
     threads: Annotated[
         int, typer.Option(help="Processor threads; 0 takes torch's choice.", min=0)
     ] = 0,
@@ -197,9 +196,10 @@ def fit_command(
         )
     shares, tolerated = _weights(weights), parse_epsilon(epsilon)
     device = _device(device)
+    check_log_dir(log_dir)
     if threads:
         torch.set_num_threads(threads)
-    store = _store(cache, "kd-student fit", int(cache_limit * 1e9))
+    store = open_store(cache, "kd-student fit", int(cache_limit * 1e9))
     with_source(kind_of_student, config, store.dataset, other)  # refused before anything begins
     root = out or Path("runs") / store.path.resolve().name
     base = TrainSettings(
@@ -251,43 +251,32 @@ def fit_command(
             settings = replace(base, join=joined, curriculum=curriculum is not False)
             kinds.append(("distilled", taught, settings))
     runs: dict[str, list[Run]] = {}
-    for kind, readers, settings in kinds:
-        for number in range(seed, seed + seeds):
-            folder = root / f"{student}-{kind}" / f"seed-{number}"
-            label = f"{kind} seed {number}" if seeds > 1 else kind
-            one = replace(settings, seed=number)
-            run = _fit_one(store, readers, folder, label, config, one, device, student, other)
-            runs.setdefault(kind, []).append(run)
-    _print(store, runs, kind_of_student)
-    stores = list(Path("cache").glob("*/plan"))
-    which = "" if stores == [store.path / "plan"] else f" --cache {store.label}"
-    console.hint(f"kd-student evaluate {run.folder}{which}")
-
-
-@app.command(short_help="Judge a trained student by ranking all items.")
-def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
-    cache: CacheOption = None,
-    part: Annotated[
-        Literal["test", "valid"], typer.Option(help="Which held-out items to rank.")
-    ] = "test",
-    mask_history: Annotated[
-        bool, typer.Option("--mask-history", help="Do not rank items of the history.")
-    ] = False,
-) -> None:
-    """Rank all items for every user with a trained student and print Recall and NDCG."""
-    store = _store(cache, "kd-student evaluate", LIMIT)
-    model = load_student(run, store)
-    ranks = rank_student(
-        model, store.dataset, store.dataset.held_out(part), mask_history=mask_history
-    )
-    metrics = metrics_of_ranks(ranks)
-    protocol = "history masked" if mask_history else "history not masked"
-    console.table(
-        f"{run}: {_task(store, part, len(ranks))}, {protocol}",
-        ["part", *_METRICS],
-        [[part, *(f"{metrics[name]:.4f}" for name in _METRICS)]],
-    )
+    numbers = range(seed, seed + seeds)
+    many = seeds > 1
+    labels = {
+        (kind, n): f"{kind} seed {n}" if many else kind for kind, *_ in kinds for n in numbers
+    }
+    taught_ones = [bool(readers) for _, readers, _ in kinds for _ in numbers]
+    with board(list(labels.values()), taught=taught_ones) as shown:
+        for kind, readers, settings in kinds:
+            for number in numbers:
+                name = Path(f"{student}-{kind}") / f"seed-{number}"
+                run = _fit_one(
+                    store,
+                    readers,
+                    root / name,
+                    labels[kind, number],
+                    config,
+                    replace(settings, seed=number),
+                    device,
+                    student,
+                    other,
+                    shown,
+                    log_dir and log_dir / name,
+                )
+                runs.setdefault(kind, []).append(run)
+    print_runs(store, runs, kind_of_student.title)
+    console.hint(f"kd-student evaluate {run.folder}{at_store(store)}")
 
 
 def _reader(store: Store, name: str, needs: str) -> Reader:
@@ -306,15 +295,6 @@ def _reader(store: Store, name: str, needs: str) -> Reader:
             code="fit.no_factors",
         )
     return store.factors(name)
-
-
-def _store(cache: str | None, command: str, limit: int) -> Store:
-    """The store that was named: opened where it lies, or through a mirror of what lies elsewhere."""
-    if cache is None or not is_url(cache):
-        return Store.open(find_store(Path(cache) if cache else None, command))
-    place = locate(cache)
-    with console.progress(f"{place.label}: dataset and plan", unit="bytes") as report:
-        return open_mirror(place, limit=limit, report=lambda at, total: report(at, total, ""))
 
 
 def _warn_small(store: Store, readers: Sequence[Reader], limit: int) -> None:
@@ -337,23 +317,18 @@ def _fit_one(
     device: str,
     student: str,
     source: Dataset | None,
+    shown: Board,
+    logs: Path | None,
 ) -> Run:
     before, began = standing(folder), time.monotonic()
     if before == "begun":
         console.note(f"{folder}: goes on from its last whole epoch")
-    with console.progress(label) as report:
-        speed = ""
+    shown.begin(label)
+    with scalars(logs, taught=bool(readers)) as tell:
 
         def watch(state: RunState, rate: float) -> None:
-            nonlocal speed
-            now = state.history[-1]
-            losses = f"ce {now.ce:.3f}, " + (f"kd {now.kd:.3f}, " if readers else "")
-            best = f", best {state.best:.4f}" if state.best_epoch != now.epoch else ", the best"
-            console.log(
-                f"{label}: epoch {now.epoch + 1}, {now.stage}, {losses}"
-                f"ndcg@10 {now.validation:.4f}{best}"
-            )
-            speed = f"{now.stage}, ndcg@10 {now.validation:.4f}{best}, {rate:,.0f}/s"
+            shown.epoch(state, rate)
+            tell(state, rate)
 
         run = fit(
             store,
@@ -365,62 +340,15 @@ def _fit_one(
             source=source,
             device=device,
             watch=watch,
-            on_step=lambda done, total: report(done, total, speed),
+            on_step=shown.step,
         )
+    shown.end()
     if before == "finished":
         console.note(f"{folder}: trained before, nothing to do")
     else:
         epochs = f"{console.count(run.record['epochs'], 'epoch')}, the best {run.record['best_epoch'] + 1}"
         console.note(f"{folder}: {epochs}, {console.duration(time.monotonic() - began)}")
     return run
-
-
-def _print(store: Store, runs: dict[str, list[Run]], student: StudentKind) -> None:
-    """A row a metric: mean and spread over seeds, and with two kinds what the second gained."""
-    both = len(runs) == 2
-    picked = [np.array([run.record["validation"]["ndcg@10"] for run in r]) for r in runs.values()]
-    rows = []
-    for name in _METRICS:
-        values = [np.array([run.test[name] for run in some]) for some in runs.values()]
-        row = [name, *map(_spread, values)]
-        if both:
-            before, after = (one.mean() for one in values)
-            base, ours = (_mean_gains(some, name) for some in runs.values())
-            change = f"{after / before - 1:+.1%}" if before else "n/a"
-            row += [change, _p_value(paired_p_value(ours, base))]
-        rows.append(row)
-    # what settings are chosen by
-    rows.append(["validation ndcg@10", *map(_spread, picked), *(["", ""] if both else [])])
-    some = next(iter(runs.values()))
-    legend = ["p: paired t-test over users"] if both else []
-    if len(some) > 1:
-        legend.insert(0, f"mean ± standard deviation of {len(some)} seeds")
-    console.table(
-        f"{store.label}: {_task(store, 'test', len(some[0].test_ranks))}",
-        ["", *(f"{student.title} {kind}" for kind in runs), *(["change", "p"] if both else [])],
-        rows,
-        caption="; ".join(legend),
-    )
-
-
-def _task(store: Store, part: str, users: int) -> str:
-    return f"{part} items of {users:,} users among all {store.dataset.num_items:,} items"
-
-
-def _p_value(p: float) -> str:
-    return f"{p:.3f}" if p >= 0.0005 else f"{p:.0e}"
-
-
-def _mean_gains(runs: list[Run], metric: str) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """[users] each user's gain, averaged over seeds."""
-    mean: np.ndarray[tuple[int], np.dtype[np.float64]] = np.mean(
-        [gains(run.test_ranks, metric) for run in runs], axis=0
-    )
-    return mean
-
-
-def _spread(values: np.ndarray[tuple[int], np.dtype[np.float64]]) -> str:
-    return f"{values.mean():.4f}" + (f" ±{values.std(ddof=1):.4f}" if len(values) > 1 else "")
 
 
 def _weights(text: str | None) -> dict[str, float] | None:
@@ -454,6 +382,9 @@ def _device(asked: str | None) -> str:
             code="fit.bad_device",
         )
     return asked
+
+
+add_commands(app)
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ __all__ = [
     "say",
     "size",
     "table",
+    "terminal",
 ]
 
 Report = Callable[[float, float, str], None]
@@ -76,6 +77,11 @@ def log(text: str) -> None:
     """A line about the work where no live progress says it: in a log."""
     if not _err.is_terminal:
         note(text)
+
+
+def terminal() -> Console | None:
+    """Where a person watches, for what moves; None in a log."""
+    return _err if _err.is_terminal else None
 
 
 def table(

@@ -1,6 +1,7 @@
 """STAGE TWO: train students from a store, no teacher at hand, and judge them.
 
     runs/toys/sasrec-distilled/seed-0/   model.safetensors   run.json   test_ranks.npy   [checkpoint.safetensors]
+    runs/toys/sasrec-distilled/seed-0.times.jsonl     a line an epoch: what a clock said, beside the run, never inside
 
 A finished run is never trained again; an unfinished one goes on from its checkpoint. A run is identified by its settings
 and by the digests of dataset, plan and score sets: what differs is refused by name.
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.atomic import check_writable, put, sweep
+from cache.atomic import append_line, check_writable, put, sweep
 from cache.dataset import Dataset
 from cache.digest import canonical_json, sha256_bytes, sha256_file
 from cache.errors import StoreError, UsageError
@@ -35,14 +36,24 @@ from student.loop import RunState, TrainSettings, make_optimizer, train
 from student.protocol import AnyStudent
 from student.registry import find_student
 
-__all__ = ["Run", "Standing", "Watch", "fit", "load_student", "standing"]
+__all__ = [
+    "MODEL",
+    "RECORD",
+    "Run",
+    "Standing",
+    "Watch",
+    "fit",
+    "load_student",
+    "open_run",
+    "standing",
+]
 
 Watch = Callable[[RunState, float], None]
 """watch(state after an epoch, instances a second in it)."""
 
 Standing: TypeAlias = Literal["new", "begun", "finished"]
 
-_CHECKPOINT, _MODEL, _RECORD, _RANKS = (
+_CHECKPOINT, MODEL, RECORD, _RANKS = (
     "checkpoint.safetensors",
     "model.safetensors",
     "run.json",
@@ -102,7 +113,7 @@ def fit(
         config = replace(config, max_length=dataset.max_length)
     identity = _identity(store, readers, config, settings, student)
     checkpoint = folder / _CHECKPOINT
-    if (folder / _RECORD).is_file():
+    if (folder / RECORD).is_file():
         run = _finished(folder, identity)
         checkpoint.unlink(missing_ok=True)  # of a process that was killed in between
         return run
@@ -129,8 +140,13 @@ def fit(
 
     def on_epoch(now: RunState) -> None:
         nonlocal began
-        rate = now.history[-1].instances / (time.perf_counter() - began)
+        last = now.history[-1]
+        seconds = time.perf_counter() - began
+        rate = last.instances / seconds
         save_checkpoint(checkpoint, model, optimizer, now.tensors(), now.to_json(), identity)
+        told = {"epoch": last.epoch + 1, "stage": last.stage, "instances": last.instances}
+        spent = {"seconds": round(seconds, 3), "instances_per_second": round(rate, 1)}
+        append_line(_times(folder), json.dumps(told | spent).encode())
         watch(now, rate)
         began = time.perf_counter()
 
@@ -151,12 +167,22 @@ def fit(
     test_ranks = ranks("test")
     record = {
         "identity": identity,
+        "student": student,
+        "kind": "distilled" if readers else "base",
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,
         "history": [asdict(one) for one in state.history],
         "validation": metrics_of_ranks(ranks("valid")),
         "test": metrics_of_ranks(test_ranks),
         "parameters": sum(p.numel() for p in model.parameters()),
+        "weights_bytes": sum(p.nbytes for p in model.state_dict().values()),
+        "counts": {
+            "users": dataset.num_users,
+            "items": dataset.num_items,
+            "evaluated users": len(test_ranks),
+            "instances": plan.num_instances,
+        },
+        "teachers": {reader.name: _told(reader) for reader in readers},
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "device": device,
@@ -164,10 +190,10 @@ def fit(
     buffer = io.BytesIO()
     np.save(buffer, test_ranks.astype(np.int32), allow_pickle=False)
     card = {"student": student, "config": asdict(config), "dataset": dataset.digest}
-    save_weights(folder / _MODEL, state.best_weights, card | {"items": dataset.num_items})
+    save_weights(folder / MODEL, state.best_weights, card | {"items": dataset.num_items})
     put(folder / _RANKS, buffer.getbuffer())
-    record["files"] = {name: sha256_file(folder / name) for name in (_MODEL, _RANKS)}
-    put(folder / _RECORD, canonical_json(record) + b"\n")  # last: a run with a record is finished
+    record["files"] = {name: sha256_file(folder / name) for name in (MODEL, _RANKS)}
+    put(folder / RECORD, canonical_json(record) + b"\n")  # last: a run with a record is finished
     checkpoint.unlink(missing_ok=True)
     return _finished(folder, identity)
 
@@ -179,11 +205,9 @@ def load_student(folder: Path, store: Store) -> AnyStudent:
         StoreError: ``model.foreign`` for another dataset, naming both digests; ``model.unknown``.
         UsageError: ``run.missing``; ``student.unknown`` for one of a package that is not here.
     """
-    path = folder / _MODEL
+    path = folder / MODEL
     if not path.is_file():
-        below = sorted(folder.glob(f"*/**/{_MODEL}"))
-        remedy = f"one is {below[0].parent}" if below else "train one with `kd-student fit`"
-        raise UsageError(f"{folder}: holds no finished run; {remedy}.", code="run.missing")
+        raise _missing(folder, MODEL)
     weights, card = load_weights(path)
     if not {"dataset", "config", "student"} <= card.keys():
         raise StoreError(
@@ -209,23 +233,37 @@ def load_student(folder: Path, store: Store) -> AnyStudent:
     return model
 
 
+def _told(reader: ScoreReader | FactorReader) -> dict[str, Any]:
+    """What a score set says of its teacher, for a reader of the record who has no store at hand."""
+    settings = reader.manifest.settings
+    return {
+        key: settings[key]
+        for key in ("teacher", "teacher_digest", "quality", "tau")
+        if key in settings
+    }
+
+
+def _times(folder: Path) -> Path:
+    """Beside the run: the same run ends in the same bytes, however long it took."""
+    return folder.with_name(f"{folder.name}.times.jsonl")
+
+
 def standing(folder: Path) -> Standing:
     """How far the run in `folder` is, by the files that are there."""
-    if (folder / _RECORD).is_file():
+    if (folder / RECORD).is_file():
         return "finished"
     return "begun" if (folder / _CHECKPOINT).is_file() else "new"
 
 
-def _finished(folder: Path, identity: Mapping[str, Any]) -> Run:
+def open_run(folder: Path) -> Run:
+    """A finished run, every byte of it checked.
+
+    Raises:
+        UsageError: ``run.missing``; StoreError: ``run.damaged``.
+    """
+    if not (folder / RECORD).is_file():
+        raise _missing(folder, RECORD)
     record = _record(folder)
-    found = record["identity"]
-    for key in sorted(found.keys() | identity.keys()):
-        if found.get(key) != identity.get(key):
-            raise StoreError(
-                f"{folder}: holds a finished run with {key} {found.get(key)}, this one would have "
-                f"{identity.get(key)}; choose another --out, or remove it.",
-                code="run.foreign",
-            )
     files = {}
     for name, digest in record["files"].items():
         files[name] = (folder / name).read_bytes() if (folder / name).is_file() else b""
@@ -235,14 +273,26 @@ def _finished(folder: Path, identity: Mapping[str, Any]) -> Run:
     return Run(folder=folder, record=record, test_ranks=ranks)
 
 
+def _finished(folder: Path, identity: Mapping[str, Any]) -> Run:
+    found = _record(folder)["identity"]
+    for key in sorted(found.keys() | identity.keys()):
+        if found.get(key) != identity.get(key):
+            raise StoreError(
+                f"{folder}: holds a finished run with {key} {found.get(key)}, this one would have "
+                f"{identity.get(key)}; choose another --out, or remove it.",
+                code="run.foreign",
+            )
+    return open_run(folder)
+
+
 def _record(folder: Path) -> dict[str, Any]:
     """run.json, once it is known to be one."""
-    path = folder / _RECORD
+    path = folder / RECORD
     try:
         record = json.loads(path.read_bytes())
         sound = (
             isinstance(record["identity"], dict)
-            and record["files"].keys() == {_MODEL, _RANKS}
+            and record["files"].keys() == {MODEL, _RANKS}
             and all(isinstance(value, float) for value in record["test"].values())
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -250,6 +300,12 @@ def _record(folder: Path) -> dict[str, Any]:
     if not sound:
         raise _damaged(path)
     return dict(record)
+
+
+def _missing(folder: Path, name: str) -> UsageError:
+    below = sorted(folder.glob(f"*/**/{name}"))
+    remedy = f"one is {below[0].parent}" if below else "train one with `kd-student fit`"
+    return UsageError(f"{folder}: holds no finished run; {remedy}.", code="run.missing")
 
 
 def _damaged(path: Path) -> StoreError:

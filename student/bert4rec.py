@@ -13,6 +13,7 @@ items, M masked places, T slots, C columns.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,8 +23,10 @@ from torch.nn import functional as F
 from cache.dataset import Dataset
 from encoder.dropout import Dropout
 from encoder.packed import Packed
+from encoder.padded import laid_out, lengths_of
 from encoder.transformer import CausalTransformer
 from student.losses import fused_loss
+from student.protocol import Asked
 from student.targets import Prepared
 
 __all__ = ["BERT4Rec", "BERT4RecConfig", "cloze_places", "make"]
@@ -51,6 +54,8 @@ class BERT4Rec(nn.Module):
         num_items: V.
     """
 
+    asks: ClassVar[tuple[Asked, ...]] = ("items",)
+
     def __init__(self, config: BERT4RecConfig, num_items: int) -> None:
         super().__init__()
         self.config = config
@@ -76,6 +81,13 @@ class BERT4Rec(nn.Module):
     def encode(self, packed: Packed) -> Tensor:
         """[B, D + 1] what the mask token after each history makes of it, and a one for the item's bias."""
         return self._asked(_with_room(packed, self.mask))
+
+    def padded(self, items_BL: Tensor, users_B: Tensor) -> Tensor:
+        """[B, D + 1] as `encode`: the mask token takes the first free place, of which each row is given one."""
+        lengths_B = lengths_of(items_BL)
+        room_BL = torch.cat([items_BL.clamp(min=0), torch.zeros_like(items_BL[:, :1])], dim=1)
+        room_BL = room_BL.scatter(1, lengths_B[:, None], self.mask)
+        return self._asked(laid_out(room_BL, lengths_B + 1, causal=False))
 
     def item_table(self) -> Tensor:
         """[V, D + 1] item vectors and biases."""
@@ -108,7 +120,7 @@ class BERT4Rec(nn.Module):
         x_ND = self.item_embedding(layout.items) + self.position_embedding(layout.positions)
         states = self.trm_encoder(self.dropout(self.LayerNorm(x_ND)), layout, True)
         out: Tensor = self.output_ln(F.gelu(self.output_ffn(states)))
-        return torch.cat([out, out.new_ones(len(out), 1)], dim=1)
+        return torch.cat([out, torch.ones_like(out[:, :1])], dim=1)
 
 
 def make(config: BERT4RecConfig, dataset: Dataset) -> BERT4Rec:

@@ -10,6 +10,7 @@ Trained pointwise as FM is. Legend: B histories, T slots, C columns, V items, D 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from encoder.dropout import Dropout
 from encoder.packed import Packed
 from student.fields import ITEM_FIELDS, USER_FIELDS, whose
 from student.fm import FM, FMConfig, pairs, pointwise
+from student.protocol import Asked
 from student.targets import Prepared
 
 __all__ = ["DeepFM", "DeepFMConfig", "make"]
@@ -46,6 +48,7 @@ class DeepFM(nn.Module):
     """
 
     attends = False
+    asks: ClassVar[tuple[Asked, ...]] = ("items", "users")
 
     def __init__(self, config: DeepFMConfig, dataset: Dataset) -> None:
         super().__init__()
@@ -66,6 +69,12 @@ class DeepFM(nn.Module):
     def logits(self, packed: Packed, items_C: Tensor | None = None) -> Tensor:
         """[B, C] of these item rows, or [B, V] of all."""
         return self._pairs(packed, items_C)
+
+    def padded(self, items_BL: Tensor, users_B: Tensor) -> Tensor:
+        """[B, V] as `logits`; 4 W V bytes for each history."""
+        user_part_BW = self._user_part(self.fm.fields.of_padded(items_BL, users_B))
+        shallow_BV = self.fm.padded(items_BL, users_B) @ self.fm.of_items().T
+        return shallow_BV + self._grid(user_part_BW, self._item_part(self.fm.fields.of_items()))
 
     def own_loss(self, batch: Prepared, *, logits: bool) -> tuple[Tensor, Tensor | None]:
         """Binary cross-entropy of the target and of one negative; and the logits [T, C]."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from cache.dataset import Dataset
 from encoder.packed import Packed
+from encoder.padded import PADDING, lengths_of
 
 __all__ = ["ITEM_FIELDS", "USER_FIELDS", "Fields", "codes", "whose"]
 
@@ -80,6 +81,13 @@ class Fields(nn.Module):
         found = self.table(torch.cat([users_B, packed.items + self.starts[1]]))
         own_BD, items_ND = found.split([len(users_B), len(packed.items)])
         return _means(own_BD, items_ND, lengths_B)
+
+    def of_padded(self, items_BL: Tensor, users_B: Tensor) -> Tensor:
+        """[B, 2, D + 1] as `of_users`, of histories in rows with padding behind them."""
+        real_BL1 = (items_BL != PADDING)[:, :, None]
+        total_BD = (self.table(items_BL.clamp(min=0) + self.starts[1]) * real_BL1).sum(dim=1)
+        history_BD = total_BD / lengths_of(items_BL)[:, None]
+        return torch.stack([self.table(users_B), history_BD], dim=1)
 
     def of_items(self, rows_C: Tensor | None = None) -> Tensor:
         """[C, 3, D + 1] of these rows, or of all V."""

@@ -9,7 +9,7 @@ Legend: B histories, T slots, C columns, V items, D width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from cache.dataset import Dataset
 from encoder.packed import Packed
 from student.fields import Fields, whose
 from student.interactions import Negatives
+from student.protocol import Asked
 from student.targets import Prepared
 
 __all__ = ["FM", "FMConfig", "make", "pointwise"]
@@ -41,6 +42,7 @@ class FM(nn.Module):
     """
 
     attends = False
+    asks: ClassVar[tuple[Asked, ...]] = ("items", "users")
 
     def __init__(self, config: FMConfig, dataset: Dataset) -> None:
         super().__init__()
@@ -51,8 +53,11 @@ class FM(nn.Module):
 
     def encode(self, packed: Packed) -> Tensor:
         """[B, D + 2]: the user's fields summed, a one, and what the user's side comes to by itself."""
-        sum_BD, own_B = side(self.fields.of_users(packed))
-        return torch.cat([sum_BD, torch.ones_like(own_B), own_B + self.bias], dim=1)
+        return self._user_side(self.fields.of_users(packed))
+
+    def padded(self, items_BL: Tensor, users_B: Tensor) -> Tensor:
+        """[B, D + 2] as `encode`."""
+        return self._user_side(self.fields.of_padded(items_BL, users_B))
 
     def item_table(self) -> Tensor:
         """[V, D + 2]."""
@@ -62,6 +67,10 @@ class FM(nn.Module):
         """[C, D + 2] of these rows, or of all V: the fields summed, the item's side by itself, and a one."""
         sum_CD, own_C = side(self.fields.of_items(rows_C))
         return torch.cat([sum_CD, own_C, torch.ones_like(own_C)], dim=1)
+
+    def _user_side(self, fields_B2D: Tensor) -> Tensor:
+        sum_BD, own_B1 = side(fields_B2D)
+        return torch.cat([sum_BD, torch.ones_like(own_B1), own_B1 + self.bias], dim=1)
 
     def own_loss(self, batch: Prepared, *, logits: bool) -> tuple[Tensor, Tensor | None]:
         """Binary cross-entropy of the target and of one negative; and the logits [T, C]."""

@@ -10,6 +10,7 @@ are; its paper draws one negative. Legend: B histories, L places, D width, V ite
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from torch.nn import functional as F
 from cache.dataset import Dataset
 from encoder.dropout import Dropout
 from encoder.packed import Packed
+from encoder.padded import lengths_of
+from student.protocol import Asked
 
 __all__ = ["FMLPRec", "FMLPRecConfig", "make"]
 
@@ -42,6 +45,7 @@ class FMLPRec(nn.Module):
     """
 
     attends = False
+    asks: ClassVar[tuple[Asked, ...]] = ("items",)
 
     def __init__(self, config: FMLPRecConfig, num_items: int) -> None:
         super().__init__()
@@ -71,6 +75,18 @@ class FMLPRec(nn.Module):
         items_ND = self.item_embeddings(packed.items)
         items = items_ND.new_zeros(len(lengths_B) * longest, items_ND.shape[1])
         items_BLD = items.index_copy(0, places_N, items_ND).view(-1, longest, items_ND.shape[1])
+        return self._last(items_BLD)
+
+    def padded(self, items_BL: Tensor, users_B: Tensor) -> Tensor:
+        """[B, D] as `encode`."""
+        longest = self.config.max_length
+        first_B1 = longest - lengths_of(items_BL)[:, None]
+        places_BL = torch.arange(longest, device=items_BL.device) - first_B1
+        rows_BL = items_BL.gather(1, places_BL.clamp(min=0)).clamp(min=0)
+        items_BLD = self.item_embeddings(rows_BL) * (places_BL >= 0)[:, :, None]
+        return self._last(items_BLD)
+
+    def _last(self, items_BLD: Tensor) -> Tensor:
         x_BLD = self.dropout(self.LayerNorm(items_BLD + self.position_embeddings.weight))
         out: Tensor = self.item_encoder(x_BLD)
         return out
@@ -130,6 +146,8 @@ class _Filter(nn.Module):
 def _filtered(x_BLD: Tensor, weight: Tensor, only_last: bool) -> Tensor:
     """The filter's output at every place, or at the last one alone."""
     length = x_BLD.shape[1]
+    if torch.compiler.is_exporting():  # transforms in ONNX are slow, and off by 1e-5
+        return _convolved(x_BLD, weight, only_last)
     response = torch.view_as_complex(weight)
     if only_last:
         # y[t] = sum over s of kernel[(t - s) mod L] x[s], at t = L - 1
@@ -139,6 +157,29 @@ def _filtered(x_BLD: Tensor, weight: Tensor, only_last: bool) -> Tensor:
     spectrum = torch.fft.rfft(x_BLD, dim=1, norm="ortho") * response
     out: Tensor = torch.fft.irfft(spectrum, n=length, dim=1, norm="ortho")
     return out
+
+
+def _convolved(x_BLD: Tensor, weight: Tensor, only_last: bool) -> Tensor:
+    """The same by real sums: the kernel from cosines and sines, then the circular convolution as a product."""
+    length = x_BLD.shape[1]
+    angles_LK = torch.outer(torch.arange(length), torch.arange(length // 2 + 1)) * (
+        2 * torch.pi / length
+    )
+    # all frequencies but the first, and in an even length the last, stand for two
+    twice_K = torch.full((length // 2 + 1,), 2.0)
+    twice_K[0] = 1.0
+    if length % 2 == 0:
+        twice_K[-1] = 1.0
+    real_KD, imaginary_KD = weight[0, :, :, 0], weight[0, :, :, 1]
+    kernel_LD = (
+        (angles_LK.cos() * twice_K) @ real_KD - (angles_LK.sin() * twice_K) @ imaginary_KD
+    ) / length
+    if only_last:
+        return (x_BLD * kernel_LD.flip(0)).sum(dim=1)
+    places_L = torch.arange(length)
+    circle_DLL = kernel_LD[(places_L[:, None] - places_L) % length].permute(2, 0, 1)
+    mixed_DLB = circle_DLL @ x_BLD.permute(2, 1, 0)
+    return mixed_DLB.permute(2, 1, 0)
 
 
 class _FeedForward(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from torch.nn.utils.rnn import PackedSequence
 from cache.dataset import Dataset
 from encoder.dropout import Dropout
 from encoder.packed import Packed
+from encoder.padded import lengths_of
+from student.protocol import Asked
 from student.recurrence import recurrence
 
 __all__ = ["GRU4Rec", "GRU4RecConfig", "make"]
@@ -41,6 +44,7 @@ class GRU4Rec(nn.Module):
     """
 
     attends = False
+    asks: ClassVar[tuple[Asked, ...]] = ("items",)
 
     def __init__(self, config: GRU4RecConfig, num_items: int) -> None:
         super().__init__()
@@ -76,6 +80,33 @@ class GRU4Rec(nn.Module):
         starts = torch.tensor([0, *itertools.accumulate(alive)])
         return states_NG.index_select(0, starts[step_B] + rank_B)
 
+    def padded(self, items_BL: Tensor, users_B: Tensor) -> Tensor:
+        """[B, D] as `encode`, by a loop over places that a tracer keeps as a loop."""
+        x_BLD = self.item_embedding(items_BL.clamp(min=0))
+        lengths_B = lengths_of(items_BL)
+        layers = range(self.config.layers)
+        inner = [getattr(self.gru_layers, f"weight_ih_l{layer}") for layer in layers]
+        across = [getattr(self.gru_layers, f"weight_hh_l{layer}") for layer in layers]
+
+        def more(place: Tensor, *states: Tensor) -> Tensor:
+            return place < items_BL.shape[1]
+
+        def step(place: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+            x = x_BLD.index_select(1, place[None])[:, 0]
+            alive_B1 = (place < lengths_B)[:, None]  # beyond its end a history changes nothing
+            new = []
+            for state, into, over in zip(states, inner, across, strict=True):
+                x = torch.where(alive_B1, _cell(x @ into.T, state @ over.T, state), state)
+                new.append(x)
+            return place + 1, *new
+
+        start = x_BLD.new_zeros(items_BL.shape[0], self.config.inner)
+        first = torch.zeros((), dtype=torch.int64, device=items_BL.device)
+        states = (first, *(start.clone() for _ in layers))
+        *_, last = torch.while_loop(more, step, states)  # type: ignore[no-untyped-call]
+        out: Tensor = self.dense(last)
+        return out
+
     def item_table(self) -> Tensor:
         """[V, D]."""
         return self.item_embedding.weight
@@ -84,6 +115,14 @@ class GRU4Rec(nn.Module):
 def make(config: GRU4RecConfig, dataset: Dataset) -> GRU4Rec:
     """A new one for a dataset."""
     return GRU4Rec(config, dataset.num_items)
+
+
+def _cell(x: Tensor, h: Tensor, state: Tensor) -> Tensor:
+    """[B, G] the next state, from what the gates (reset, update, new) get from input and state, [B, 3 G] each."""
+    (x_reset, x_update, x_new), (h_reset, h_update, h_new) = x.chunk(3, dim=1), h.chunk(3, dim=1)
+    update = torch.sigmoid(x_update + h_update)
+    new = torch.tanh(x_new + torch.sigmoid(x_reset + h_reset) * h_new)
+    return new + update * (state - new)
 
 
 def _by_step(packed: Packed) -> tuple[Tensor, Tensor, Tensor]:

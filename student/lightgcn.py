@@ -9,7 +9,7 @@ pairs at 2 layers. Legend: U users, V items, D width, B histories, T slots, C co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from cache.dataset import Dataset
 from encoder.packed import Packed
 from student.fields import whose
 from student.interactions import Negatives, training_pairs
+from student.protocol import Asked
 from student.targets import Prepared
 
 __all__ = ["LightGCN", "LightGCNConfig", "make"]
@@ -70,6 +71,11 @@ class LightGCN(nn.Module):
         """[V, D]."""
         return self._smoothed()[1]
 
+    def served(self) -> nn.Module:
+        """The smoothed vectors without the graph."""
+        with torch.no_grad():
+            return _Smoothed(*self._smoothed())
+
     def own_loss(self, batch: Prepared, *, logits: bool) -> tuple[Tensor, Tensor | None]:
         """BPR against one item that the user never met, plus the regulariser; and the logits [T, C]."""
         users_T, rows_T = whose(batch.packed), batch.rows_T
@@ -102,6 +108,28 @@ class LightGCN(nn.Module):
                 users_UD, items_VD = users_UD + users, items_VD + items
         count = self.config.layers + 1
         return users_UD / count, items_VD / count
+
+
+class _Smoothed(nn.Module):
+    """What is left of the model once it is trained: a vector a user and a vector an item."""
+
+    asks: ClassVar[tuple[Asked, ...]] = ("users",)
+    users_UD: Tensor
+    items_VD: Tensor
+
+    def __init__(self, users_UD: Tensor, items_VD: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("users_UD", users_UD)
+        self.register_buffer("items_VD", items_VD)
+
+    def padded(self, items_BL: Tensor, users_B: Tensor) -> Tensor:
+        return self.users_UD.index_select(0, users_B)
+
+    def encode(self, packed: Packed) -> Tensor:
+        return self.users_UD.index_select(0, whose(packed))
+
+    def item_table(self) -> Tensor:
+        return self.items_VD
 
 
 def make(config: LightGCNConfig, dataset: Dataset) -> LightGCN:

@@ -8,9 +8,9 @@ takes half the time to make. Legend: B histories, T slots, C columns of a batch,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, TypeAlias, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from encoder.packed import Packed
 
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from cache.dataset import Dataset
     from student.targets import Prepared
 
-__all__ = ["AnyStudent", "OwnLoss", "Scorer", "Student", "TwoDomains"]
+__all__ = ["AnyStudent", "Asked", "OwnLoss", "Padded", "Scorer", "Served", "Student", "TwoDomains"]
+
+Asked: TypeAlias = Literal["items", "users"]
+"""What a request to a served student holds: rows of items, rows of users."""
 
 
 @runtime_checkable
@@ -57,6 +60,32 @@ class TwoDomains(Protocol):
 
     def learn_from(self, source: Dataset) -> None:
         """Take what training needs of it. Called once before training, never where a trained one is loaded."""
+
+
+@runtime_checkable
+class Padded(Protocol):
+    """A student whose own way of scoring cannot be traced, or that asks for more than items, says here how it is exported.
+
+    Others are exported as they are: `encode` or `logits` of the layout that encoder/padded.py makes.
+    """
+
+    asks: ClassVar[tuple[Asked, ...]]  #: what a served request holds
+
+    def padded(self, items_BL: Tensor, users_B: Tensor) -> Tensor:
+        """What `encode` gives, [B, D], or `logits`, [B, V]; by tensor operations alone, at any B and L.
+
+        Args:
+            items_BL: rows of items, a history at the beginning of each row, -1 behind it; at least one item.
+            users_B: rows of users. Of these two, what is not in `asks` is empty.
+        """
+
+
+@runtime_checkable
+class Served(Protocol):
+    """A student that is exported as another module than the one that is trained."""
+
+    def served(self) -> nn.Module:
+        """What is exported instead: a module with methods of this file, and the same scores."""
 
 
 AnyStudent: TypeAlias = Student | Scorer

@@ -1,4 +1,4 @@
-"""On a terminal of 80 columns: one moving line while it works, what matters when it is done."""
+"""On a terminal of 80 columns: a moving table while it works, what matters when it is done."""
 
 from __future__ import annotations
 
@@ -50,9 +50,13 @@ def test_a_terminal_sees_progress_and_the_result_within_80_columns(
     states = on_terminal(road.path, line)
     assert not any(": epoch " in state for state in states)  # those are for logs
     moving = [state for state in states if state.startswith("distilled ")]
-    assert re.search(r"^distilled .*  ?5/5 ", moving[-1])
-    assert any(re.search(r"stage 4/4, ndcg@10 0\.\d{4}.*, [\d,]+/s$", state) for state in moving)
-    assert all(len(state) <= COLUMNS for state in moving)
+    # stage, epoch, both losses, the curve, the best, instances a second, the time left at most
+    live = r"^distilled +(stage \d/4|round 1|begins) .*\d \d\.\d{3} +\d\.\d{3} [▁-█]+ +0\.\d{4} +[\d,]+ +\d+ s$"
+    assert any(re.search(live, state) for state in moving)
+    assert re.search(r"^distilled +done +5 ", moving[-1])
+    heads = [state for state in states if " inst./s " in state]
+    assert heads
+    assert all(len(state) <= COLUMNS for state in [*heads, *moving])
     tables = [state for state in states if state[0] in "┏┃┡│└"]
     assert len(tables) == 11  # three lines of head, seven metrics, one of foot
     assert all(len(state) <= COLUMNS and "…" not in state for state in tables)

@@ -1,0 +1,41 @@
+"""Which store a `kd-student` command means, opened: by path, by URL through a mirror, or the only one in `cache/`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+
+from cache.mirror import LIMIT, open_mirror
+from cache.remote import is_url, locate
+from cache.store import Store
+from pipeline import console
+from pipeline.config import find_store
+
+__all__ = ["CacheOption", "at_store", "open_store"]
+
+CacheOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--cache", help="The store or its URL; by default the only one in cache/."),
+]
+
+
+def open_store(cache: str | None, command: str, limit: int = LIMIT) -> Store:
+    """The store that was named: opened where it lies, or through a mirror of what lies elsewhere.
+
+    Args:
+        command: what was typed, for the refusal where there is none or more than one.
+        limit: bytes of scores and factors that a mirror keeps at most.
+    """
+    if cache is None or not is_url(cache):
+        return Store.open(find_store(Path(cache) if cache else None, command))
+    place = locate(cache)
+    with console.progress(f"{place.label}: dataset and plan", unit="bytes") as report:
+        return open_mirror(place, limit=limit, report=lambda at, total: report(at, total, ""))
+
+
+def at_store(store: Store) -> str:
+    """The option that names a store in a command to type; nothing where it is the only one in `cache/`."""
+    there = list(Path("cache").glob("*/plan"))
+    return "" if there == [store.path / "plan"] else f" --cache {store.label}"
