@@ -24,6 +24,7 @@ from pipeline.evaluate import rank_student
 from pipeline.fit import Run, fit, load_student, standing
 from pipeline.join_options import ConsistencyOption, EpsilonOption, TauOption
 from pipeline.metrics import CUTOFFS, gains, metrics_of_ranks, paired_p_value
+from pipeline.sign import SignedByOption, check_signed_here
 from pipeline.student_options import (
     DropoutOption,
     HeadsOption,
@@ -63,6 +64,7 @@ CacheOption = Annotated[
 def fit_command(
     context: typer.Context,
     cache: CacheOption = None,
+    signed_by: SignedByOption = None,
     student: StudentOption = "sasrec",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the runs; by default runs/<store's name>.")
@@ -178,7 +180,7 @@ def fit_command(
     device = _device(device)
     if threads:
         torch.set_num_threads(threads)
-    store = _store(cache, "kd-student fit", int(cache_limit * 1e9))
+    store = _store(cache, "kd-student fit", int(cache_limit * 1e9), signed_by, teacher or ())
     root = out or Path("runs") / store.path.resolve().name
     base = TrainSettings(
         kd_weight=kd_weight,
@@ -239,6 +241,7 @@ def fit_command(
 def evaluate(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
     cache: CacheOption = None,
+    signed_by: SignedByOption = None,
     part: Annotated[
         Literal["test", "valid"], typer.Option(help="Which held-out items to rank.")
     ] = "test",
@@ -247,7 +250,7 @@ def evaluate(
     ] = False,
 ) -> None:
     """Rank all items for every user with a trained student and print Recall and NDCG."""
-    store = _store(cache, "kd-student evaluate", LIMIT)
+    store = _store(cache, "kd-student evaluate", LIMIT, signed_by)
     model = load_student(run, store)
     ranks = rank_student(
         model, store.dataset, store.dataset.held_out(part), mask_history=mask_history
@@ -279,13 +282,27 @@ def _reader(store: Store, name: str, needs: str) -> Reader:
     return store.factors(name)
 
 
-def _store(cache: str | None, command: str, limit: int) -> Store:
+def _store(
+    cache: str | None,
+    command: str,
+    limit: int,
+    signed_by: Path | None,
+    teachers: Sequence[str] = (),
+) -> Store:
     """The store that was named: opened where it lies, or through a mirror of what lies elsewhere."""
     if cache is None or not is_url(cache):
-        return Store.open(find_store(Path(cache) if cache else None, command))
+        store = Store.open(find_store(Path(cache) if cache else None, command))
+        if signed_by is not None:
+            check_signed_here(store, signed_by, teachers)
+        return store
     place = locate(cache)
     with console.progress(f"{place.label}: dataset and plan", unit="bytes") as report:
-        return open_mirror(place, limit=limit, report=lambda at, total: report(at, total, ""))
+        return open_mirror(
+            place,
+            limit=limit,
+            report=lambda at, total: report(at, total, ""),
+            signed_by=signed_by,
+        )
 
 
 def _warn_small(store: Store, readers: Sequence[Reader], limit: int) -> None:
