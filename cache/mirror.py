@@ -27,6 +27,7 @@ from cache.layout import METADATA
 from cache.manifest import Entry
 from cache.outline import check_pin, outline
 from cache.remote import Location, Remote, open_remote
+from cache.signature import check_signature, read_signature
 from cache.store import Store
 from cache.transfer import Report, download, fetch, is_whole
 
@@ -36,15 +37,22 @@ LIMIT = 10_000_000_000  #: bytes of shards that are kept
 _STALE = 86_400.0  # seconds after which a part of a shard is nobody's
 
 
-def open_mirror(place: Location, *, limit: int, report: Report) -> Store:
+def open_mirror(
+    place: Location, *, limit: int, report: Report, signed_by: Path | None = None
+) -> Store:
     """Open the store at `place`; its dataset and plan are fetched whole if they are not here.
 
+    Args:
+        signed_by: the public key of who must have signed all of it.
+
     Raises:
-        StoreError: what is there is not what it should be, or not what the pin names.
+        StoreError: what is there is not what it should be, or not what the pin names; ``signature.*``.
         RemoteError: the place refused or failed.
     """
     remote = open_remote(place)
     found = outline(remote)
+    if signed_by is not None:
+        check_signature(found, read_signature(remote), signed_by, whole=True)
     check_pin(found, place.pin)
     root = cache_home() / "mirrors" / found.digest.removeprefix("sha256:")[:32]
     folder = root / place.name

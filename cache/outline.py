@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from cache.digest import sha256_bytes
 from cache.errors import StoreError
 from cache.manifest import MANIFEST, MAX_BYTES, Entry, Manifest, parse_manifest
 from cache.paths import check_names, check_set_name
@@ -21,7 +22,7 @@ from cache.store import (
     PLAN,
     SCORES,
     Store,
-    store_digest,
+    store_statement,
 )
 
 __all__ = [
@@ -73,7 +74,12 @@ class Outline:
     @property
     def digest(self) -> str:
         """Of the dataset, the plan and these sets together."""
-        return store_digest(
+        return sha256_bytes(self.statement)
+
+    @property
+    def statement(self) -> bytes:
+        """What that is the sha256 of, which is also what a signature signs."""
+        return store_statement(
             self.dataset.manifest.digest,
             self.plan.manifest.digest,
             {name: part.manifest.digest for name, part in self.scores.items()},

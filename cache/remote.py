@@ -233,10 +233,11 @@ class FolderRemote:
                 handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_NOFOLLOW", 0))
             except FileNotFoundError:
                 missing(str(path))
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode):  # before fdopen, which refuses folders its own way
+                os.close(handle)
+                _not_a_file(path)
             with os.fdopen(handle, "rb", buffering=0) as file:
-                status = os.fstat(handle)
-                if not stat.S_ISREG(status.st_mode):
-                    _not_a_file(path)
                 if status.st_size != size:
                     wrong_size(str(path), size, status.st_size)
                 file.seek(start)

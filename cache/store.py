@@ -36,6 +36,7 @@ __all__ = [
     "describe",
     "refuse_other_teacher",
     "store_digest",
+    "store_statement",
 ]
 
 DATASET, PLAN, SCORES, FACTORS = "dataset", "plan", "scores", "factors"
@@ -289,10 +290,17 @@ def store_digest(
     Args:
         scores, factors: digest of each score set and factor set by its name.
     """
+    return sha256_bytes(store_statement(dataset, plan, scores, factors))
+
+
+def store_statement(
+    dataset: str, plan: str, scores: Mapping[str, str], factors: Mapping[str, str]
+) -> bytes:
+    """What a store's digest is the sha256 of, and what its signature signs: canonical JSON of its parts' digests."""
     parts: dict[str, Any] = {"dataset": dataset, "plan": plan, "scores": dict(scores)}
     if factors:  # without any, the digest is that of before there were factors
         parts[FACTORS] = dict(factors)
-    return sha256_bytes(canonical_json(parts))
+    return canonical_json(parts)
 
 
 def copy_score_set(source: Store, name: str, target: Store) -> Manifest:

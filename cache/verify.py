@@ -24,6 +24,7 @@ from cache.paths import check_name
 from cache.plan import Batch
 from cache.score_writer import log_softmax
 from cache.scores import ScoreReader
+from cache.signature import SIGNATURE, read_signature_here
 from cache.store import DATASET, FACTORS, PLAN, SCORES, Store
 
 __all__ = ["ATOL", "compare", "verify"]
@@ -50,6 +51,10 @@ def verify(path: Path, *, deep: bool = True, progress: Progress | None = None) -
         what = "is not a store" if path.exists() else "is not there"
         return [StoreError(f"{path}: {what}; check the path.", code="store.missing")]
     found: list[CkdError] = list(_strangers(path, set(_PARTS)))
+    try:
+        read_signature_here(path)
+    except CkdError as error:
+        found.append(error)
     parts: list[tuple[Path, Manifest]] = []
     for folder, kind in _parts(path, found):
         try:
@@ -144,6 +149,8 @@ def _folders(folder: Path, found: list[CkdError]) -> Iterator[Path]:
 
 def _strangers(folder: Path, expected: set[str]) -> Iterator[StoreError]:
     for child in sorted(folder.iterdir()):
+        if child.name == SIGNATURE:  # which is looked at by itself
+            continue
         if child.name not in expected:
             yield _unexpected(child)
         elif child.is_symlink() or not child.is_dir():

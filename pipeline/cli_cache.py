@@ -1,5 +1,5 @@
 """`kd-cache ingest | sample | plan | build | show | verify`, `extend` from cli_extend.py and, from cli_share.py, `push | pull |
-merge`. Thin.
+merge | sign`. Thin.
 
 Torch is imported only where a teacher is asked, so that the other commands answer at once.
 """
@@ -19,6 +19,7 @@ from cache.manifest import read_manifest
 from cache.paths import checkpoint_of
 from cache.plan import Plan, PlannedBatch
 from cache.score_writer import TAU
+from cache.signature import SIGNATURE
 from cache.store import Store
 from cache.verify import compare, verify
 from pipeline import console
@@ -40,6 +41,7 @@ from pipeline.ingest.freeze import Ingested
 from pipeline.join_options import ConsistencyOption, EpsilonOption, TauOption
 from pipeline.sample import write_sample
 from pipeline.show import show
+from pipeline.sign import SignedByOption, check_signed_here
 
 if TYPE_CHECKING:
     from teachers.protocol import Teacher
@@ -294,7 +296,9 @@ def show_command(
 
 @app.command("verify", short_help="Hash every byte and name what has changed.")
 def verify_command(
+    store: Annotated[Path | None, typer.Argument(help="The store; the same as --cache.")] = None,
     cache: CacheOption = None,
+    signed_by: SignedByOption = None,
     sample: Annotated[
         int, typer.Option(help="Ask --teacher again about so many batches.", min=0)
     ] = 0,
@@ -306,7 +310,11 @@ def verify_command(
     ] = None,
 ) -> None:
     """Hash every byte of a store and name whatever has changed, is missing or does not belong."""
-    path = find_store(cache, "kd-cache verify")
+    if store and cache and store != cache:
+        raise UsageError(
+            f"{store} and --cache {cache} are two stores; name one.", code="verify.two_stores"
+        )
+    path = find_store(store or cache, "kd-cache verify")
     if bool(sample) != bool(teacher):
         raise UsageError(
             "--sample and --teacher belong together; give both or neither.",
@@ -319,11 +327,16 @@ def verify_command(
         )
     with console.progress(f"{path}: hashing", unit="bytes") as report:
         found = verify(path, progress=lambda done, total: report(done, total, ""))
-    if not found and teacher:
-        store = Store.open(path, deep=False)
+    opened = Store.open(path, deep=False) if not found and (teacher or signed_by) else None
+    signed = ""
+    if opened and signed_by:
+        absent = check_signed_here(opened, signed_by)
+        signed = f", signed by the owner of {signed_by}"
+        signed += f" (who signed {', '.join(absent)} too, not here)" if absent else ""
+    if opened and teacher:
         asked = _teacher(teacher, path)
         found += compare(
-            store, name or _called(teacher, asked), scorer(asked, store.dataset), sample=sample
+            opened, name or _called(teacher, asked), scorer(asked, opened.dataset), sample=sample
         )
     if len(found) == 1:
         raise found[0]
@@ -335,9 +348,12 @@ def verify_command(
         )
     again = ""
     if teacher:
-        batches = console.count(min(sample, len(store.plan)), "batch", "batches")
+        assert opened is not None
+        batches = console.count(min(sample, len(opened.plan)), "batch", "batches")
         again = f", {batches} of {teacher} asked again"
-    console.say(f"{path}: sound; every byte hashed{again}")
+    console.say(f"{path}: sound; every byte hashed{again}{signed}")
+    if not signed_by and (path / SIGNATURE).exists():
+        console.note(f"{path}: is signed; who by is checked with --signed-by PUBLIC.pem")
 
 
 add_commands(app)

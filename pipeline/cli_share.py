@@ -1,4 +1,4 @@
-"""`kd-cache push | pull | merge`: stores that teams share, from the command line. Thin: everything is in share.py."""
+"""`kd-cache push | pull | merge | sign`: stores that teams share. Thin: everything is in share.py and sign.py."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import typer
 from cache.remote import locate
 from pipeline import console
 from pipeline.share import Moved, merge, pull, push
+from pipeline.sign import SignedByOption, sign_store
 
 __all__ = ["add_commands"]
 
@@ -23,6 +24,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command("push", short_help="Copy a store to a folder or a cloud.")(push_command)
     app.command("pull", short_help="Copy a store from a folder or a cloud.")(pull_command)
     app.command("merge", short_help="Join the scores and factors of two stores.")(merge_command)
+    app.command("sign", short_help="Sign a store, for those who will pull it.")(sign_command)
 
 
 def push_command(
@@ -53,13 +55,22 @@ def pull_command(
         Path | None, typer.Option("--cache", help="The copy; by default cache/<last part of URL>.")
     ] = None,
     teacher: TeacherOption = None,
+    signed_by: SignedByOption = None,
 ) -> None:
     """Copy a store, or what it keeps of some teachers, from where it was pushed to; goes on where it was stopped."""
     place = locate(url)
     target = cache or Path("cache") / place.name
     with console.progress(f"{target}: pull", unit="bytes") as report:
-        done = pull(place, target, teacher or (), lambda at, total: report(at, total, ""))
+        done = pull(
+            place,
+            target,
+            teacher or (),
+            lambda at, total: report(at, total, ""),
+            signed_by=signed_by,
+        )
     _tell(str(target), "fetched", done)
+    if signed_by is not None:
+        console.say(f"signed by the owner of {signed_by}")
     console.hint(f"kd-student fit --cache {target} --compare")
 
 
@@ -72,6 +83,23 @@ def merge_command(
         names = merge(store, other, lambda at, total: report(at, total, ""))
     what = f"took in {', '.join(names)}" if names else "has all scores and factors of it already"
     console.say(f"{store}: {what} ({other})")
+
+
+def sign_command(
+    store: Annotated[Path, typer.Argument(help="The store, such as cache/toys.")],
+    key: Annotated[
+        Path,
+        typer.Option(
+            help="Private key, PEM of an elliptic curve; its password in KD_SIGN_PASSWORD."
+        ),
+    ],
+) -> None:
+    """Put a signature of all that a store holds into it; it travels along and changes nothing else."""
+    with console.progress(f"{store}: hashing", unit="bytes") as report:
+        found = sign_store(store, key, lambda at, total: report(at, total, ""))
+    console.say(f"{store}: signed, {', '.join(part.folder for part in reversed(found.parts))}")
+    console.say(f"digest {found.digest}")
+    console.hint(f"kd-cache verify {store} --signed-by PUBLIC.pem")
 
 
 def _tell(where: str, verb: str, done: Moved) -> None:

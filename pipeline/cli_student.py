@@ -35,6 +35,7 @@ from pipeline.join_options import (
 from pipeline.live import Board, board
 from pipeline.run_table import print_runs
 from pipeline.scalars import check_log_dir, scalars
+from pipeline.sign import SignedByOption
 from pipeline.student_options import (
     DropoutOption,
     HeadsOption,
@@ -72,6 +73,7 @@ Reader: TypeAlias = ScoreReader | FactorReader
 def fit_command(
     context: typer.Context,
     cache: CacheOption = None,
+    signed_by: SignedByOption = None,
     student: StudentOption = "sasrec",
     source: SourceOption = None,
     out: Annotated[
@@ -199,7 +201,7 @@ def fit_command(
     check_log_dir(log_dir)
     if threads:
         torch.set_num_threads(threads)
-    store = open_store(cache, "kd-student fit", int(cache_limit * 1e9))
+    store = open_store(cache, "kd-student fit", int(cache_limit * 1e9), signed_by, teacher or ())
     with_source(kind_of_student, config, store.dataset, other)  # refused before anything begins
     root = out or Path("runs") / store.path.resolve().name
     base = TrainSettings(

@@ -29,6 +29,7 @@ from pipeline.recommend import (
     write_lists,
 )
 from pipeline.run_table import METRICS, task
+from pipeline.sign import SignedByOption
 from pipeline.student_store import CacheOption, at_store, open_store
 
 __all__ = ["add_commands"]
@@ -54,6 +55,7 @@ def add_commands(app: typer.Typer) -> None:
 def evaluate_command(
     run: TrainedArgument,
     cache: CacheOption = None,
+    signed_by: SignedByOption = None,
     part: Annotated[
         Literal["test", "valid"], typer.Option(help="Which held-out items to rank.")
     ] = "test",
@@ -62,7 +64,7 @@ def evaluate_command(
     ] = False,
 ) -> None:
     """Rank all items for every user with a trained student and print Recall and NDCG."""
-    store = open_store(cache, "kd-student evaluate")
+    store = open_store(cache, "kd-student evaluate", signed_by=signed_by)
     model = open_student(run, store)
     ranks = rank_student(
         model, store.dataset, store.dataset.held_out(part), mask_history=mask_history

@@ -3,7 +3,7 @@
 Every file is checked by size, then sha256, before it counts. A push sends manifests last and the dataset's last of all, so
 that what is half there is "unfinished" and never "small"; a pull stages beside the target and publishes by one rename.
 Both may be killed at any instant: the same command goes on, and a file that is whole is not moved again. Nothing that is
-published is ever replaced.
+published is ever replaced, but for a signature, which travels along and gives way to one that covers more.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import filelock
 
 from cache.atomic import DEBRIS, check_writable, disk_errors, put, sync_folder, sync_tree
 from cache.dataset import VECTORS
+from cache.digest import sha256_bytes
 from cache.errors import StoreError
 from cache.factors import FactorReader
 from cache.home import SentLog
@@ -35,9 +36,24 @@ from cache.outline import (
     refuse_other_pair,
 )
 from cache.paths import check_folder
-from cache.remote import Found, Heard, Location, Remote, open_remote
+from cache.remote import FolderRemote, Found, Heard, Location, Remote, open_remote
 from cache.scores import ScoreReader
-from cache.store import SCORES, Store, copy_factor_set, copy_score_set, refuse_other_teacher
+from cache.signature import (
+    SIGNATURE,
+    Signature,
+    check_signature,
+    read_signature,
+    read_signature_here,
+    stale,
+)
+from cache.store import (
+    DATASET,
+    SCORES,
+    Store,
+    copy_factor_set,
+    copy_score_set,
+    refuse_other_teacher,
+)
 from cache.transfer import Job, Report, download, run_jobs
 
 __all__ = ["Moved", "merge", "pull", "push", "stage_of"]
@@ -60,7 +76,8 @@ def push(path: Path, place: Location, teachers: Sequence[str], report: Report) -
 
     Raises:
         StoreError: the store is damaged; ``store.exists`` when another one lies there, with both digests;
-            ``scores.exists`` when another teacher has a name there.
+            ``scores.exists`` when another teacher has a name there; ``signature.stale`` when what lies there then
+            would be signed in part.
         RemoteError: the place refused or failed.
     """
     store = Store.open(path)
@@ -70,6 +87,7 @@ def push(path: Path, place: Location, teachers: Sequence[str], report: Report) -
     for part in parts:
         _refuse_other(remote, part)
     refuse_other_pair(remote, found)
+    signed = _to_send(path, remote, found)
     there, log = remote.list(), SentLog(remote.label)
     moved: list[Entry] = []
 
@@ -84,6 +102,9 @@ def push(path: Path, place: Location, teachers: Sequence[str], report: Report) -
     files = [file for part in parts for file in part.files]
     jobs: list[Job] = [functools.partial(send, name, entry) for name, entry in files]
     run_jobs(jobs, bytes_of(parts), report)
+    if signed is not None:
+        entry = Entry(path=SIGNATURE, size=len(signed.data), sha256=sha256_bytes(signed.data))
+        remote.write(SIGNATURE, path / SIGNATURE, entry, _nobody)
     remote.publish([(part.sealed_by, part.manifest.to_bytes()) for part in parts])
     _check_sent(remote, files, log)
     return Moved(
@@ -96,18 +117,33 @@ def push(path: Path, place: Location, teachers: Sequence[str], report: Report) -
     )
 
 
-def pull(place: Location, target: Path, teachers: Sequence[str], report: Report) -> Moved:
+def pull(
+    place: Location,
+    target: Path,
+    teachers: Sequence[str],
+    report: Report,
+    *,
+    signed_by: Path | None = None,
+) -> Moved:
     """Copy a store, or what is kept of chosen teachers with its dataset and plan, from `place` to `target`.
 
     Where `target` is a store over the same plan, the sets that it lacks are added to it.
 
+    Args:
+        signed_by: the public key of who must have signed what is taken; checked before a byte of data is fetched.
+
     Raises:
-        StoreError: anything there that is not what it should be; ``share.wrong_pin``; ``store.lineage``,
+        StoreError: anything there that is not what it should be; ``share.wrong_pin``; ``signature.*``; ``store.lineage``,
             ``store.exists``, ``scores.exists`` when `target` holds something else.
         RemoteError: the place refused or failed.
     """
     remote = open_remote(place)
     found = outline(remote, teachers)
+    if signed_by is None:
+        signature = _hearsay(remote)
+    else:
+        signature = read_signature(remote)
+        check_signature(found, signature, signed_by, whole=not teachers)
     check_pin(found, place.pin)
     check_writable(target.parent)
     stage = check_folder(stage_of(target))
@@ -124,7 +160,11 @@ def pull(place: Location, target: Path, teachers: Sequence[str], report: Report)
             for part in parts:
                 put(stage / part.sealed_by, part.manifest.to_bytes())
                 _check_staged(stage / part.folder, part)
+            if here is None:
+                _adopt(stage, signature)
             _publish(stage, target, here, sets)
+        if here is not None:
+            _adopt(target, signature, checked=signed_by is not None)
     return Moved(
         digest=found.digest,
         names=found.names,
@@ -159,12 +199,58 @@ def merge(into: Path, source: Path, report: Report) -> list[str]:
         copy(theirs, part.name, ours)
         done += bytes_of([part])
         report(done, total)
+    _adopt(into, _hearsay(FolderRemote(source)))
     return sorted({part.name for part in new})
 
 
 def stage_of(target: Path) -> Path:
     """Where a pull to `target` gathers its files until all are there."""
     return target.with_name(f".pull-{target.name}")
+
+
+def _to_send(path: Path, remote: Remote, found: Outline) -> Signature | None:
+    """The signature that goes along; refuses to leave a place signed in part, which its readers would refuse."""
+    ours, theirs = read_signature_here(path), _hearsay(remote)
+    if ours is None:
+        if theirs is not None and (bare := theirs.uncovered(found.parts)):
+            raise stale(theirs, bare)
+        return None
+    if bare := ours.uncovered(found.parts):
+        raise stale(ours, bare)
+    if theirs is not None and theirs.data == ours.data:
+        return None
+    if read_part(remote, DATASET, "dataset") is not None:
+        there = outline(remote)
+        if bare := ours.uncovered(there.parts):
+            raise StoreError(
+                f"{remote.label}: holds {', '.join(bare)} too, which {ours.label} does not cover; pull that, "
+                "sign the whole with `kd-cache sign`, and push again.",
+                code="signature.stale",
+            )
+    return ours
+
+
+def _adopt(target: Path, signature: Signature | None, *, checked: bool = False) -> None:
+    """Keep a signature that covers all of the store `target`, unless one that does is there and this is hearsay."""
+    if signature is None:
+        return
+    parts = outline_here(Store.open(target, deep=False)).parts
+    mine = _hearsay(FolderRemote(target))
+    kept = mine is not None and not mine.uncovered(parts) and not checked
+    if not kept and not signature.uncovered(parts):
+        put(target / SIGNATURE, signature.data)
+
+
+def _hearsay(remote: Remote) -> Signature | None:
+    """A signature that nobody asked to be checked; one that cannot be read counts as none."""
+    try:
+        return read_signature(remote)
+    except StoreError:
+        return None
+
+
+def _nobody(_count: int) -> None:
+    """For bytes that nobody watches."""
 
 
 def _check_staged(folder: Path, part: Part) -> None:

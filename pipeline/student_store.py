@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
@@ -12,6 +13,7 @@ from cache.remote import is_url, locate
 from cache.store import Store
 from pipeline import console
 from pipeline.config import find_store
+from pipeline.sign import check_signed_here
 
 __all__ = ["CacheOption", "at_store", "open_store"]
 
@@ -21,18 +23,36 @@ CacheOption: TypeAlias = Annotated[
 ]
 
 
-def open_store(cache: str | None, command: str, limit: int = LIMIT) -> Store:
+def open_store(
+    cache: str | None,
+    command: str,
+    limit: int = LIMIT,
+    signed_by: Path | None = None,
+    teachers: Sequence[str] = (),
+) -> Store:
     """The store that was named: opened where it lies, or through a mirror of what lies elsewhere.
 
     Args:
         command: what was typed, for the refusal where there is none or more than one.
         limit: bytes of scores and factors that a mirror keeps at most.
+        signed_by: a public key whose owner must have signed it, or what it keeps of `teachers`.
+
+    Raises:
+        StoreError: as :func:`cache.signature.check_signature`.
     """
     if cache is None or not is_url(cache):
-        return Store.open(find_store(Path(cache) if cache else None, command))
+        store = Store.open(find_store(Path(cache) if cache else None, command))
+        if signed_by is not None:
+            check_signed_here(store, signed_by, teachers)
+        return store
     place = locate(cache)
     with console.progress(f"{place.label}: dataset and plan", unit="bytes") as report:
-        return open_mirror(place, limit=limit, report=lambda at, total: report(at, total, ""))
+        return open_mirror(
+            place,
+            limit=limit,
+            report=lambda at, total: report(at, total, ""),
+            signed_by=signed_by,
+        )
 
 
 def at_store(store: Store) -> str:

@@ -17,7 +17,9 @@ from cache.hub import HubRemote
 from cache.mirror import open_mirror
 from cache.remote import locate
 from pipeline.share import pull, push
+from pipeline.sign import sign_store
 from tests.fakes import tree
+from tests.keys import Keys
 from tests.share.test_share import refused, silent
 
 URL = "hf://datasets/team/toys/v1"
@@ -195,3 +197,19 @@ def test_a_student_reads_from_the_hub(api, store, kept):
     mirror = open_mirror(locate(URL), limit=10**9, report=silent)
     assert (mirror.scores("one")[3] == store.scores("one")[3]).all()
     assert [p.name for p in kept.iterdir() if p.name.startswith("hub-")] == []
+
+
+def test_a_signature_is_in_the_same_commit_and_a_new_one_makes_one_more(store, api, tmp_path):
+    keys = Keys.make(tmp_path, "owner")
+    sign_store(store.path, keys.private, silent)
+    push(store.path, locate(URL), (), silent)
+    assert len(api.commits) == 2  # the making of the repository, and the store with its signature
+    pull(locate(URL), tmp_path / "toys", (), silent, signed_by=keys.public)
+    assert tree(tmp_path / "toys") == tree(store.path)
+    push(store.path, locate(URL), (), silent)
+    assert len(api.commits) == 2
+    sign_store(store.path, keys.private, silent)
+    push(store.path, locate(URL), (), silent)
+    assert len(api.commits) == 3
+    changed = {name for name, data in api.commits[2].items() if api.commits[1][name] != data}
+    assert changed == {"v1/signature.json"}
