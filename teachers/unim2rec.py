@@ -45,7 +45,7 @@ class Architecture:
     dropout: float = 0.5
     attention_dropout: float = 0.5
     adaptor_dropout: float = 0.2
-    modality_dropout: float = 0.1
+    modality_dropout: float = 0.3
     temperature: float = 0.07
 
 
