@@ -4,7 +4,8 @@
 
 Each turn picks a fault: a build or pull killed at a random time, a bit flipped, a file cut, lost, added or linked,
 a manifest forged, a bad network, a broken teacher. The model: damage is refused by `verify` and by reading, never taken; what
-was killed ends in the bytes of an undisturbed run. Prints violations and the slope of memory (kB a turn); exits 1 on a violation.
+was killed ends in the bytes of an undisturbed run. Prints violations and the slope of memory (kB a turn);
+exits 1 on a violation.
 """
 
 from __future__ import annotations
