@@ -87,7 +87,7 @@ def refuse_other_product(
             return
         what = f"misses its score by up to {worst:.3g} nats at tau {tau:g} (at most {MOST_NATS} expected)"
     else:
-        what = f"has no shape {score_TC.shape}, as its score does, from {users.shape} and {items.shape}"
+        what = f"cannot be taken of shapes {users.shape} and {items.shape} for a score of {score_TC.shape}"
     raise TeacherError(
         f"teacher {teacher!r}: the product of its vectors, kept as float16, {what}; {_INSTEAD}.",
         code="teacher.not_a_product",

@@ -145,6 +145,6 @@ def test_old_or_nothing(long: bool, monkeypatch: Any) -> None:
     monkeypatch.setattr(cache.scores, "MAPPED_BYTES", 1)  # files are mapped again and again
     monkeypatch.setattr(Publishing, "library", Library(), raising=False)
     some = settings(
-        max_examples=400 if long else 25, stateful_step_count=30 if long else 14, deadline=None
+        max_examples=400 if long else 70, stateful_step_count=30 if long else 14, deadline=None
     )
     run_state_machine_as_test(Publishing, settings=some)
