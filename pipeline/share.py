@@ -160,11 +160,14 @@ def pull(
             for part in parts:
                 put(stage / part.sealed_by, part.manifest.to_bytes())
                 _check_staged(stage / part.folder, part)
-            if here is None:
-                _adopt(stage, signature)
+        # before the sets are seen, so that a copy that was signed is signed at every instant
+        there, held = (stage, ()) if here is None else (target, outline_here(here).parts)
+        _adopt(there, signature, [*held, *parts], checked=signed_by is not None)
+        if parts:
             _publish(stage, target, here, sets)
-        if here is not None:
-            _adopt(target, signature, checked=signed_by is not None)
+        elif stage.exists():  # of a pull that was killed when all was in its place
+            with disk_errors(stage):
+                shutil.rmtree(stage)
     return Moved(
         digest=found.digest,
         names=found.names,
@@ -199,7 +202,7 @@ def merge(into: Path, source: Path, report: Report) -> list[str]:
         copy(theirs, part.name, ours)
         done += bytes_of([part])
         report(done, total)
-    _adopt(into, _hearsay(FolderRemote(source)))
+    _adopt(into, _hearsay(FolderRemote(source)), outline_here(Store.open(into, deep=False)).parts)
     return sorted({part.name for part in new})
 
 
@@ -230,11 +233,12 @@ def _to_send(path: Path, remote: Remote, found: Outline) -> Signature | None:
     return ours
 
 
-def _adopt(target: Path, signature: Signature | None, *, checked: bool = False) -> None:
-    """Keep a signature that covers all of the store `target`, unless one that does is there and this is hearsay."""
+def _adopt(
+    target: Path, signature: Signature | None, parts: Sequence[Part], *, checked: bool = False
+) -> None:
+    """Keep a signature in `target` that covers all its parts, unless one that does is there and this is hearsay."""
     if signature is None:
         return
-    parts = outline_here(Store.open(target, deep=False)).parts
     mine = _hearsay(FolderRemote(target))
     kept = mine is not None and not mine.uncovered(parts) and not checked
     if not kept and not signature.uncovered(parts):

@@ -173,7 +173,7 @@ def flipped(ground: Ground, store: Path) -> Iterator[str]:
         written(store, whole)
         yield f"a bit of payload byte {place}"
     envelope["payload"] = base64.b64encode(payload).decode()
-    for place in range(0, len(signature), 5):
+    for place in range(0, 65, 5):  # of 68 to 72: the count is the same each run
         envelope["signatures"][0]["sig"] = base64.b64encode(_flip(signature, place)).decode()
         written(store, whole)
         yield f"a bit of signature byte {place}"
