@@ -76,7 +76,7 @@ MUTANTS = [
         "cache/atomic.py",
         "                written.replace(path)",
         "                written.unlink(); path.write_bytes(b''.join(map(bytes, pieces)))",
-        f"{P}/test_p01_killed_build.py",
+        f"{P}/test_p02_power.py::test_the_power_goes_before_an_fsync",
     ),
     Mutant(
         "debris is not swept",
