@@ -397,11 +397,11 @@ def test_verify_lists_every_finding_and_the_last_line_counts_them(home: Path) ->
     [
         (
             "[kd-student.fit]\nepoch = 3",
-            "epoch in [kd-student.fit] is not known; known are batch-size, cache, ",
+            "epoch in [kd-student.fit] is not known; known are alpha, batch-size, ",
         ),
         (
             "[kd-student.train]\nepochs = 3",
-            "[kd-student.train] is not known; known are evaluate, fit",
+            "[kd-student.train] is not known; known are evaluate, export, fit",
         ),
         (
             "[kd-stundet.fit]\nepochs = 3",

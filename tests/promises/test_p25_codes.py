@@ -73,6 +73,9 @@ TYPED = [
     (f"{FIT} --batch-size 8 --no-fresh-batches", 2, "fit.planned_batches"),
     ("kd-student fit --cache bare", 2, "fit.no_teachers"),
     ("kd-student evaluate nosuch --cache store", 2, "run.missing"),
+    (f"{FIT} --top 5", 2, "fit.other_join"),
+    ("kd-student recommend nosuch --cache store --out lists.doc", 2, "recommend.bad_format"),
+    ("kd-student recommend nosuch --cache store --users empty.csv", 2, "recommend.bad_users"),
 ]  # fmt: skip
 TOML = [
     ("[kd-cache.show\n", "config.bad_toml"),
@@ -256,6 +259,7 @@ IN_PROCESS: dict[str, Callable[[Path], Any]] = {
     "store.bad_table": bad_table,
     "store.not_a_folder": not_a_folder,
     "scores.wrong_buffer": wrong_buffer,
+    "build.unused_codec": lambda folder: asked(folder, keep="factors", codec="u8"),
     "scores.bad_tau": lambda folder: asked(folder, tau=0.0),
     "scores.bad_quality": lambda folder: asked(folder, quality={"ndcg@10": float("nan")}),
     "vectors.wrong_shape": lambda folder: vectors(folder, (1, 3), 0.0),
@@ -296,4 +300,15 @@ REACHED = {
     "teacher.wrong_shape": "tests/cache/test_scores.py",
     "teacher.wrong_type": "tests/cache/test_scores.py",
     "remote.cut": "tests/share/test_faults.py",
+    "signature.foreign": "tests/promises/test_p24_signed.py",
+    "signature.no_library": "tests/promises/test_p24_signed.py",
+    "export.no_extra": "tests/pipeline/test_export.py",
+    "export.no_runtime": "tests/pipeline/test_export.py",
+    "export.damaged": "tests/pipeline/test_export.py",
+    "export.not_traceable": "tests/pipeline/test_export.py",
+    "fit.no_logs": "tests/pipeline/test_live.py",
+    "extend.other_length": "tests/pipeline/test_grow.py",
+    "extend.history_changed": "tests/pipeline/test_grow.py",
+    "extend.items_changed": "tests/pipeline/test_grow.py",
+    "extend.*s_gone": "tests/pipeline/test_grow.py",
 }
