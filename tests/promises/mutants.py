@@ -125,7 +125,7 @@ MUTANTS = [
         "cache/journal.py",
         "        if entry is None:\n            return False",
         "        if entry is None:\n            return path.exists()",
-        "tests/pipeline/test_build.py::test_damaged_work_never_reaches_the_set",
+        f"{P}/test_p22_debris.py::test_a_file_without_a_line_is_not_believed",
     ),
     Mutant(
         "other work is gone on with",

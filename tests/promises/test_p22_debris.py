@@ -130,6 +130,22 @@ def test_a_line_of_bytes_that_are_not_there_is_not_believed(memory, begun, wante
     all_kept("P22", complaints)
 
 
+def test_a_file_without_a_line_is_not_believed(memory, begun, wanted):
+    """Each is there in its place and form, with other numbers; its line in the journal is not."""
+    lines = (begun / JOURNAL).read_bytes().splitlines(keepends=True)
+    complaints = []
+    for name in ("items.npy", "histories/0000000.npy", "set/scores.zarr/c.0.0.0"):
+        path = copied(begun, memory / "store")
+        left = [line for line in lines if name.encode() not in line]
+        assert len(left) == len(lines) - 1
+        (path / JOURNAL).write_bytes(b"".join(left))
+        file = path / "scores/.work-table" / name
+        data = file.read_bytes()
+        file.write_bytes(data[:128] + bytes(len(data) - 128))  # behind the header of numpy
+        complaints.append(gone_on(path, wanted, name))
+    all_kept("P22", complaints)
+
+
 def test_what_dead_writers_left_is_swept(memory, begun, wanted, long):
     folders = ["", "set", "set/scores.zarr", "histories", "odd/deep"]
     complaints = []
