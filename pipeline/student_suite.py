@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -176,9 +177,7 @@ class _Shifted:
     """A teacher who likes the item after the last one: something to be learnt."""
 
     name, tau, quality, digest = "next", 0.5, None, "sha256:next"
-
-    class manifest:  # as a score set has one
-        kind = "scores"
+    manifest = SimpleNamespace(kind="scores", settings={"teacher": "next", "tau": 0.5})
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -131,6 +131,6 @@ def test_an_index_that_is_sealed_but_false_is_refused(path):
     old = read_manifest(folder, "scores")
     (folder / "manifest.json").unlink()
     seal(folder, kind="scores", parents=old.parents, settings=old.settings, counts=old.counts)
-    with pytest.raises(StoreError, match="its index is not the one of format 1") as caught:
+    with pytest.raises(StoreError, match="its index is not the one of its layout") as caught:
         Store.open(path).scores("table")[0]
     all_kept("P03", ["" if str(folder / name) in str(caught.value) else str(caught.value)])
