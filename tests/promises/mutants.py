@@ -123,8 +123,8 @@ MUTANTS = [
     Mutant(
         "the journal is not asked: existence is trusted",
         "cache/journal.py",
-        "        if entry is None:\n            return False",
-        "        if entry is None:\n            return path.exists()",
+        "        if entry is None or not self.there(name):\n            return False",
+        "        if entry is None:\n            return (self.folder / name).exists()",
         f"{P}/test_p22_debris.py::test_a_file_without_a_line_is_not_believed",
     ),
     Mutant(
