@@ -19,7 +19,7 @@ from cache.plan import Plan
 from cache.score_writer import parents_of
 from cache.store import Store
 
-__all__ = ["Progress", "finished", "log", "only_writer", "silent"]
+__all__ = ["Progress", "finished", "locked", "log", "only_writer", "silent"]
 
 
 class Progress(Protocol):
@@ -49,31 +49,39 @@ def finished(folder: Path, kind: str, plan: Plan, settings: Mapping[str, Any]) -
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold the lock of one score set, and of the factors of that name; the system frees it when its holder dies.
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file `path`; the system frees it when its holder dies.
 
     What keeps a store whole is unique names and one rename, not this lock: where a network disk does not honour it, two
     writers cost double work.
+
+    Raises:
+        StoreError: ``store.busy`` with the sentence `busy`, where another process holds it.
     """
-    path = folder.parent / f".lock-{folder.name}"
     with disk_errors(path):
-        make_folder(folder.parent)
+        make_folder(path.parent)
     lock = filelock.FileLock(path, blocking=False)
     with disk_errors(path):
         try:
             lock.acquire()
         except filelock.Timeout as error:  # an OSError too
-            raise StoreError(
-                f"{folder}: another process is building it right now ({path.name} is locked); "
-                "wait for that one, or run the same command later: it goes on from what is there.",
-                code="store.busy",
-            ) from error
+            raise StoreError(busy, code="store.busy") from error
     try:
         yield
     finally:
         # unlinked while held: whoever waits on the old file finds it has no name and starts over
         path.unlink(missing_ok=True)
         lock.release()
+
+
+def only_writer(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """The lock of one score set, and of the factors of that name."""
+    path = folder.parent / f".lock-{folder.name}"
+    return locked(
+        path,
+        f"{folder}: another process is building it right now ({path.name} is locked); "
+        "wait for that one, or run the same command later: it goes on from what is there.",
+    )
 
 
 def log(store: Store, kind: str, manifest: Manifest, name: str, started: float) -> None:

@@ -12,11 +12,9 @@ import contextlib
 import functools
 import hashlib
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import filelock
 
 from cache.atomic import DEBRIS, check_writable, disk_errors, put, sync_folder, sync_tree
 from cache.dataset import VECTORS
@@ -55,6 +53,7 @@ from cache.store import (
     refuse_other_teacher,
 )
 from cache.transfer import Job, Report, download, run_jobs
+from pipeline.sets import locked
 
 __all__ = ["Moved", "merge", "pull", "push", "stage_of"]
 
@@ -289,26 +288,14 @@ def _publish(stage: Path, target: Path, here: Store | None, sets: Sequence[Part]
         shutil.rmtree(stage)
 
 
-@contextlib.contextmanager
-def _alone(stage: Path, target: Path) -> Iterator[None]:
-    """Only one pull to a target at a time; the system frees the lock when its holder dies."""
+def _alone(stage: Path, target: Path) -> contextlib.AbstractContextManager[None]:
+    """Only one pull to a target at a time."""
     path = stage.with_name(f".lock-{stage.name.removeprefix('.')}")
-    with disk_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(path, blocking=False)
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise StoreError(
-                f"{target}: another process is pulling it right now ({path.name} is locked); wait for that "
-                "one, or run the same command later: it goes on from what is there.",
-                code="store.busy",
-            ) from error
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
-        lock.release()
+    return locked(
+        path,
+        f"{target}: another process is pulling it right now ({path.name} is locked); wait for that "
+        "one, or run the same command later: it goes on from what is there.",
+    )
 
 
 def _has(store: Store | None, part: Part) -> bool:

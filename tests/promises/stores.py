@@ -7,12 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+
 import pipeline.build
 from cache.store import Store
 from pipeline.build import Keep, build
 from tests.fakes import TableTeacher, tiny_store
 
-__all__ = ["copied", "files", "script", "sealed_store", "small_build", "small_pieces"]
+__all__ = ["copied", "files", "read_all", "script", "sealed_store", "small_build", "small_pieces"]
 
 SHARD_BYTES = 600
 
@@ -58,3 +60,13 @@ def script(path: Path, *arguments: object, limit: float = 1500) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def read_all(path: Path) -> None:
+    """What a student does with a store, and another one with its factors."""
+    store = Store.open(path)
+    scores, factors = store.scores("table"), store.factors("table")
+    for index in range(len(scores)):
+        scores[index]
+    factors.history_vectors(np.arange(store.plan.num_instances))
+    factors.item_vectors()

@@ -14,7 +14,7 @@ from cache.store import Store
 from cache.verify import verify
 from tests.journeys.shell import quick
 from tests.promises.ledger import all_kept
-from tests.promises.stores import copied, files, sealed_store
+from tests.promises.stores import copied, files, read_all, sealed_store
 
 pytestmark = pytest.mark.timeout(1800)  # of the long attacks
 
@@ -29,16 +29,6 @@ def path(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def named(file: Path) -> Path:
     """A manifest that lies about a file is told by that file's name, or by its part's."""
     return file.parent if file.name == "manifest.json" else file
-
-
-def read_all(path: Path) -> None:
-    """What a student does with a store, and another one with its factors."""
-    store = Store.open(path)
-    scores, factors = store.scores("table"), store.factors("table")
-    for index in range(len(scores)):
-        scores[index]
-    factors.history_vectors(np.arange(store.plan.num_instances))
-    factors.item_vectors()
 
 
 def bits(file: Path, dice: np.random.Generator, count: int) -> list[int]:

@@ -16,7 +16,7 @@ from cache.store import Store
 from cache.vectors import write_vectors
 from cache.verify import verify
 from tests.promises.ledger import all_kept
-from tests.promises.stores import copied, files, sealed_store
+from tests.promises.stores import copied, files, read_all, sealed_store
 
 
 @pytest.fixture
@@ -27,15 +27,6 @@ def sound(memory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     vectors = np.ones((9, 3), np.float32)
     write_vectors(Store.open(path).dataset, "text", vectors, {"model": "none"})
     return path
-
-
-def read_all(path: Path) -> None:
-    store = Store.open(path)
-    scores, factors = store.scores("table"), store.factors("table")
-    for index in range(len(scores)):
-        scores[index]
-    factors.history_vectors(np.arange(store.plan.num_instances))
-    factors.item_vectors()
 
 
 def _link(file: Path) -> None:
