@@ -8,11 +8,19 @@ than a limit in all. Format: https://parquet.apache.org/docs/file-format/data-pa
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow.parquet as pq
 
 __all__ = ["check_pages"]
+
+
+class Octets(Protocol):
+    """Bytes, wherever they lie."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, at: int, /) -> int: ...
+
 
 _ENCODINGS = {
     0,
@@ -24,7 +32,7 @@ _LEVELS = 4  #: bytes that two levels of a value take
 _DEEPEST = 8
 
 
-def check_pages(data: bytes, metadata: pq.FileMetaData, limit: int) -> None:
+def check_pages(data: Octets, metadata: pq.FileMetaData, limit: int) -> None:
     """Refuse a file whose pages claim to unpack to more than `limit` bytes.
 
     Raises:
@@ -65,7 +73,7 @@ def _claim(header: dict[int, Any]) -> int:
     return int(header[2]) + values * (_LEVELS + 8)
 
 
-def _struct(data: bytes, at: int, end: int, depth: int) -> tuple[dict[int, Any], int]:
+def _struct(data: Octets, at: int, end: int, depth: int) -> tuple[dict[int, Any], int]:
     """(fields by number, where it ends)."""
     if depth > _DEEPEST:
         raise ValueError("a page header is nested too deeply")
@@ -83,7 +91,7 @@ def _struct(data: bytes, at: int, end: int, depth: int) -> tuple[dict[int, Any],
         fields[number], at = _value(data, at, end, kind, depth)
 
 
-def _value(data: bytes, at: int, end: int, kind: int, depth: int) -> tuple[Any, int]:
+def _value(data: Octets, at: int, end: int, kind: int, depth: int) -> tuple[Any, int]:
     if kind in {1, 2}:  # true, false
         return kind == 1, at
     if kind == 3:
@@ -100,12 +108,12 @@ def _value(data: bytes, at: int, end: int, kind: int, depth: int) -> tuple[Any, 
     raise ValueError(f"a page header holds a field of type {kind}")
 
 
-def _signed(data: bytes, at: int, end: int) -> tuple[int, int]:
+def _signed(data: Octets, at: int, end: int) -> tuple[int, int]:
     value, at = _varint(data, at, end)
     return (value >> 1) ^ -(value & 1), at
 
 
-def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+def _varint(data: Octets, at: int, end: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte, at = _byte(data, at, end)
@@ -117,7 +125,7 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
             raise ValueError("a number in a page header is too long")
 
 
-def _byte(data: bytes, at: int, end: int) -> tuple[int, int]:
+def _byte(data: Octets, at: int, end: int) -> tuple[int, int]:
     if at >= end:
         raise ValueError("a page header ends early")
     return data[at], at + 1

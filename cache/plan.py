@@ -4,7 +4,7 @@
 
 `plan.parquet` has a row per slot: round, batch, slot, instance, column. Round 0 is the curriculum round (its batches
 belong to one difficulty bucket each), rounds 1..R are standard rounds over everything. `plan[i]` is a pure
-function of the file. Held in memory: 8 bytes a slot and 12 an instance.
+function of the file. Held: 12 bytes an instance in memory; 8 a slot, in memory up to 34 MB of them, then in an unnamed file.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cache.atomic import staging
+from cache.column import Column
 from cache.dataset import Dataset, Ints
 from cache.errors import StoreError
 from cache.manifest import Manifest, check_part, seal
@@ -247,26 +248,29 @@ def open_plan(path: Path, dataset: Dataset, *, deep: bool = False) -> Plan:
 
 
 def _read_slots(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """`instance` and `column` of every slot; `round`, `bucket` and `start` of every batch. Holds little beside them."""
-    pieces: dict[str, list[NDArray[Any]]] = {
-        "instance": [np.empty(0, np.int32)],
-        "column": [np.empty(0, np.int32)],
+    """`instance` and `column` of every slot; `round`, `bucket` and `start` of every batch."""
+    done, rows = 0, manifest.counts.get("slots", 0)
+    slots: dict[str, Column[np.int32]] = {}
+    batches: dict[str, list[NDArray[Any]]] = {
         "round": [np.empty(0, np.int16)],
         "bucket": [np.empty(0, np.int16)],
         "start": [np.empty(0, np.int64)],
     }
-    done, rows = 0, manifest.counts.get("slots", 0)
     for table in read_pieces(path, manifest, "plan.parquet", _SLOTS, rows):
         first = np.flatnonzero(table["slot"].to_numpy() == 0)
-        for name in ("instance", "column"):
-            # a copy of its own, so that the piece's other columns go
-            pieces[name].append(np.array(table[name].to_numpy()))
+        if not slots:  # only now is it known that there are so many rows
+            slots = {name: Column(np.int32, rows) for name in ("instance", "column")}
+        for name, column in slots.items():
+            column.append(table[name].to_numpy())
         for name in ("round", "bucket"):
-            pieces[name].append(table[name].to_numpy()[first])
-        pieces["start"].append(first + done)
+            batches[name].append(table[name].to_numpy()[first])
+        batches["start"].append(first + done)
         done += table.num_rows
-    # one after another, each one's pieces gone before the next
-    return {name: np.concatenate(pieces.pop(name)) for name in list(pieces)}
+    found: dict[str, NDArray[Any]] = {
+        name: slots[name].array() if name in slots else np.empty(0, np.int32)
+        for name in ("instance", "column")
+    }
+    return found | {name: np.concatenate(pieces) for name, pieces in batches.items()}
 
 
 def _sound_batches(

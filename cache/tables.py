@@ -17,10 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cache.atomic import disk_errors, put
-from cache.digest import sha256_bytes
 from cache.errors import StoreError
-from cache.manifest import Entry, Manifest
+from cache.manifest import Manifest
 from cache.pages import check_pages
+from cache.proven import ProvenFile
 
 __all__ = ["check_rows", "read_pieces", "read_table", "write_table"]
 
@@ -30,6 +30,7 @@ _RATIO = (
     256  #: bytes in memory for a byte of the file, at most; runs of equal values make about 100
 )
 _ROWS = 8  #: rows of distinct ids for a byte of the file, at most; numbers in a row make about one
+_PIECE = 1 << 17  #: rows
 _SMALL = 64 << 20  #: bytes in memory that any file may take
 
 
@@ -57,50 +58,51 @@ def read_table(
             read, has other columns or rows, or unpacks to more than a table of its size may.
     """
     path = folder / name
-    data, limit, file = _opened(path, manifest, schema, rows)
-    with _readable(path):
-        table = _sound(path, file.read(use_threads=True), schema, limit)
-    del data  # the file reads from it
-    return table
+    with _opened(path, manifest, schema, rows) as (file, limit):
+        return _sound(path, file.read(use_threads=True), schema, limit)
 
 
 def read_pieces(
     folder: Path, manifest: Manifest, name: str, schema: pa.Schema, rows: int
 ) -> Iterator[pa.Table]:
-    """The same piece by piece, a million rows or so at once: no more than one lies unpacked.
+    """The same piece by piece, 131,072 rows at once: no more than one lies in memory, packed or unpacked.
 
     Raises:
         StoreError: as :func:`read_table`.
     """
     path = folder / name
-    data, limit, file = _opened(path, manifest, schema, rows)
-    for number in range(file.num_row_groups):
-        with _readable(path):
-            piece = _sound(path, file.read_row_group(number), schema, limit)
-        yield piece
-    del data  # the file reads from it
+    with _opened(path, manifest, schema, rows) as (file, limit):
+        done = 0
+        for batch in file.iter_batches(batch_size=_PIECE, use_threads=False):
+            piece = _sound(path, pa.Table.from_batches([batch]), schema, limit)
+            done += piece.num_rows
+            if done > rows:
+                break
+            yield piece
+        if done != rows:
+            raise _bad(path, f"has other rows than the {rows:,} that it says")
 
 
+@contextlib.contextmanager
 def _opened(
     path: Path, manifest: Manifest, schema: pa.Schema, rows: int
-) -> tuple[bytes, int, pq.ParquetFile]:
-    """(bytes, bytes in memory that they may unpack to, the file over them), nothing unpacked yet."""
-    data = _sealed_bytes(path, manifest, path.name)
-    limit = max(_SMALL, _RATIO * len(data))
+) -> Iterator[tuple[pq.ParquetFile, int]]:
+    """(the file, bytes in memory that it may unpack to), nothing unpacked yet; what goes wrong inside is told as ours."""
     texts = [field.name for field in schema if field.type == pa.string()]
-    with _readable(path):
+    with _sealed(path, manifest) as data, _readable(path):
+        limit = max(_SMALL, _RATIO * len(data))
         file = pq.ParquetFile(
-            pa.BufferReader(data),
+            data,
             page_checksum_verification=True,
             read_dictionary=texts,  # so that a text that stands in many rows takes its place once
         )
-        plain = pq.ParquetFile(pa.BufferReader(data)).schema_arrow
+        plain = pq.ParquetFile(data).schema_arrow
         if plain != schema:
             raise _bad(path, f"has the columns {plain.names}, {schema.names} were expected")
         if file.metadata.num_rows != rows:
             raise _bad(path, f"has {file.metadata.num_rows:,} rows, {rows:,} were expected")
         check_pages(data, file.metadata, limit)
-    return data, limit, file
+        yield file, limit
 
 
 def _sound(path: Path, table: pa.Table, schema: pa.Schema, limit: int) -> pa.Table:
@@ -140,29 +142,11 @@ def check_rows(folder: Path, name: str, rows: int) -> None:
         raise _bad(path, what)
 
 
-def _sealed_bytes(path: Path, manifest: Manifest, name: str) -> bytes:
-    """A file's bytes, hashed after they were read: what may lie there a moment later has no say."""
-    entry = next((entry for entry in manifest.files if entry.path == name), None)
+def _sealed(path: Path, manifest: Manifest) -> ProvenFile:
+    entry = next((entry for entry in manifest.files if entry.path == path.name), None)
     if entry is None:
         raise StoreError(f"{path}: is missing; {_ADVICE}.", code="store.missing")
-    with disk_errors(path), path.open("rb") as file:
-        data = file.read(entry.size + 1)
-    _check(path, entry, data)
-    return data
-
-
-def _check(path: Path, entry: Entry, data: bytes) -> None:
-    if len(data) != entry.size:
-        raise StoreError(
-            f"{path}: {entry.size:,} bytes expected, others found; {_ADVICE}.",
-            code="store.wrong_size",
-        )
-    if (found := sha256_bytes(data)) != entry.sha256:
-        raise StoreError(
-            f"{path}: its bytes have changed ({entry.sha256[:19]} expected, {found[:19]} found); "
-            f"{_ADVICE}.",
-            code="store.wrong_digest",
-        )
+    return ProvenFile(path, entry, advice=_ADVICE)
 
 
 def _text_bytes(column: Any) -> int:
