@@ -25,11 +25,11 @@ from cache import scores
 from cache.dataset import EXTENDS
 from cache.errors import StoreError
 from cache.factor_layout import TABLES, FactorLayout, Halves, Table
+from cache.lineage import check_lineage, sound_teacher
 from cache.manifest import Manifest, check_part, is_digest, read_manifest
 from cache.mapped import ADVICE, Bring, map_entry
 from cache.plan import Plan
 from cache.score_writer import log_softmax, log_softmax_32
-from cache.scores import check_lineage, sound_teacher
 
 __all__ = ["FactorReader"]
 

@@ -10,20 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from cache.describe import store_statement
 from cache.digest import sha256_bytes
 from cache.errors import StoreError
+from cache.lineage import refuse_other_settings
 from cache.manifest import MANIFEST, MAX_BYTES, Entry, Manifest, parse_manifest
 from cache.paths import check_names, check_set_name
 from cache.remote import Remote
-from cache.scores import refuse_other_settings
-from cache.store import (
-    DATASET,
-    FACTORS,
-    PLAN,
-    SCORES,
-    Store,
-    store_statement,
-)
+from cache.store import DATASET, FACTORS, PLAN, SCORES, Store
 
 __all__ = [
     "Outline",

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import math
 import mmap
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias, TypeGuard
+from typing import Any, TypeAlias
 
 import numpy as np
 import xxhash
@@ -31,11 +29,12 @@ from cache.codec import decode, half_steps
 from cache.digest import sha256_bytes
 from cache.errors import StoreError, UsageError
 from cache.layout import METADATA, Layout, Raw, crc32c
+from cache.lineage import check_lineage, sound_teacher
 from cache.manifest import Manifest, check_part, read_manifest
 from cache.mapped import ADVICE, Bring, map_entry
 from cache.plan import Plan
 
-__all__ = ["ScoreReader", "check_lineage", "refuse_other_settings", "sound_teacher"]
+__all__ = ["ScoreReader"]
 
 Scores: TypeAlias = NDArray[np.floating[Any]]
 
@@ -296,20 +295,6 @@ class ScoreReader:
         return fingerprints
 
 
-def check_lineage(folder: Path, manifest: Manifest, plan: Plan) -> None:
-    """Refuse a score set or factor set that was made over another dataset or plan than this one."""
-    more = "" if manifest.kind == "scores" else f" --keep {manifest.kind}"
-    for kind, found in (("dataset", plan.manifest.parents["dataset"]), ("plan", plan.digest)):
-        parent = manifest.parents.get(kind, "none")
-        if parent != found:
-            raise StoreError(
-                f"{folder}: was made over the {kind} {parent}, but {plan.path} is of {kind} {found}; "
-                f"remove that folder and run `kd-cache build --teacher {folder.name}{more}`, "
-                "or use the store it came from.",
-                code="scores.foreign",
-            )
-
-
 def _layout(folder: Path, manifest: Manifest, plan: Plan) -> Layout:
     """The layout that the manifest asks for, once every setting is known to be sound."""
     settings, counts = manifest.settings, manifest.counts
@@ -339,49 +324,6 @@ def _layout(folder: Path, manifest: Manifest, plan: Plan) -> Layout:
         per_shard=per_shard,
         codec=codec,
     )
-
-
-def sound_teacher(settings: Mapping[str, Any]) -> bool:
-    """Whether what `score_writer.teacher_settings` wrote is there, each of its type."""
-    tau, quality = settings.get("tau"), settings.get("quality")
-    return (
-        _is_number(tau)
-        and tau > 0
-        and isinstance(quality, dict)
-        and all(map(_is_number, quality.values()))
-        and isinstance(settings.get("teacher"), str)
-        and isinstance(settings.get("teacher_digest"), str)
-    )
-
-
-def refuse_other_settings(
-    where: str, there: Manifest, kind: str, settings: Mapping[str, Any], advice: str
-) -> None:
-    """Refuse two sets of one name, one of scores and one of factors, that are not of one teacher.
-
-    Args:
-        where, there: one of them.
-        kind, settings: of the other one.
-
-    Raises:
-        StoreError: ``scores.exists``, naming what differs.
-    """
-    odd = [
-        # what others published may be of any length
-        f"{key} {there.settings.get(key)!r:.200} there, {settings.get(key)!r:.200} asked for"
-        for key in ("quality", "tau", "teacher", "teacher_digest")
-        if there.settings.get(key) != settings.get(key)
-    ]
-    if odd:
-        raise StoreError(
-            f"{where}: holds {there.kind} with other settings ({'; '.join(odd)}) than these {kind}; "
-            f"{advice}.",
-            code="scores.exists",
-        )
-
-
-def _is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _populate(memory: mmap.mmap, start: int, length: int) -> None:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cache.describe import store_digest
 from cache.errors import CkdError
-from cache.store import store_digest
 from encoder.checkpoint import load_weights
 from pipeline import console
 from pipeline.fit import MODEL, Run, open_run

@@ -11,8 +11,9 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Literal
 
 from cache.dataset import EXTENDS
+from cache.describe import Description, ScoreSet, describe
 from cache.paths import without_checkpoints
-from cache.store import Description, ScoreSet, Store, describe
+from cache.store import Store
 from pipeline import console
 
 if TYPE_CHECKING:

@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 import pipeline.build
 from cache import factors
+from cache.describe import describe
 from cache.errors import StoreError, TeacherError
 from cache.factor_layout import FactorLayout
 from cache.factor_writer import FactorWriter, factor_settings, refuse_other_product
 from cache.manifest import read_manifest, seal
 from cache.score_writer import log_softmax, parents_of
-from cache.store import Store, copy_factor_set, copy_score_set, describe
+from cache.store import Store, copy_factor_set, copy_score_set
 from cache.unfinished import Unfinished
 from cache.verify import compare, verify
 from pipeline.build import build, scorer

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from cache.describe import describe
 from cache.digest import canonical_json
 from cache.errors import StoreError
 from cache.plan import open_plan
-from cache.store import Store, copy_score_set, describe
+from cache.store import Store, copy_score_set
 from pipeline.build import build
 from tests.fakes import TableTeacher, tiny_dataset, tiny_plan, tiny_store, tree
 

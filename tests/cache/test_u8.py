@@ -12,11 +12,12 @@ import zarr
 
 from cache import manifest as manifests
 from cache.codec import decode, half_steps
+from cache.describe import describe
 from cache.digest import canonical_json
 from cache.errors import StoreError, UsageError
 from cache.score_writer import log_softmax_32
 from cache.scores import ScoreReader
-from cache.store import Store, describe
+from cache.store import Store
 from cache.verify import compare, verify
 from pipeline.build import build, scorer
 from tests.fakes import TableTeacher, tiny_store

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cache.store import Store, describe
+from cache.describe import describe
+from cache.store import Store
 from pipeline.build import build
 from tests.fakes import TableTeacher, tiny_store, tree
 from tests.journeys.shell import Done, quick

@@ -241,10 +241,17 @@ MUTANTS = [
     ),
     Mutant(
         "the parents of scores are not compared",
-        "cache/scores.py",
+        "cache/lineage.py",
         "        if parent != found:",
         "        if False:",
         f"{P}/test_p06_lineage.py::test_scores_and_factors_of_another_dataset_or_plan",
+    ),
+    Mutant(
+        "a block that changed after the check is read",
+        "cache/proven.py",
+        "            if hashlib.sha256(held).digest() != self._digests[number]:",
+        "            if False:",
+        "tests/cache/test_proven.py::test_a_block_that_changes_after_the_check_is_refused",
     ),
     Mutant(
         "scores move between plans",

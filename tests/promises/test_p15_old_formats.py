@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import zarr
 
+from cache.describe import describe
 from cache.errors import StoreError
-from cache.store import Store, describe
+from cache.store import Store
 from cache.verify import verify
 from tests.promises.grounds import code_of, copied, in_memory, opened, resealed, typed
 from tests.promises.ledger import all_kept, kept

@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from cache.dataset import open_dataset
+from cache.describe import describe
 from cache.digest import canonical_json, sha256_bytes
 from cache.errors import CkdError, RemoteError, StoreError, UsageError
 from cache.remote import locate
-from cache.store import Store, describe
+from cache.store import Store
 from cache.verify import verify
 from pipeline.build import build
 from pipeline.ingest import ingest

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import pipeline.build
+from cache.describe import describe, store_digest
 from cache.digest import sha256_bytes
 from cache.errors import StoreError
-from cache.store import Store, describe, store_digest
+from cache.store import Store
 from cache.verify import verify
 from pipeline.build import build
 from pipeline.fit import fit

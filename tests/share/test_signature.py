@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cache.describe import describe
 from cache.digest import sha256_bytes
 from cache.mirror import LIMIT, open_mirror
 from cache.outline import outline_here
@@ -22,7 +23,7 @@ from cache.signature import (
     read_signature_here,
     sign,
 )
-from cache.store import Store, describe
+from cache.store import Store
 from cache.verify import verify
 from pipeline.build import build
 from pipeline.share import merge, pull
