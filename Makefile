@@ -28,7 +28,7 @@ test: lint
 
 # The promises of docs/promises.md with their long attacks, then the mutants that take one safeguard away each.
 promises: $(VENV)/.installed
-	$(BIN)/python -m pytest tests/promises --long
+	$(BIN)/python -m pytest tests/promises --long -o faulthandler_timeout=0
 	$(BIN)/python tests/promises/mutants.py
 
 # A line a goal: name, what against what, median ratio and spread, the bar, kept or short. ONLY=name for one.

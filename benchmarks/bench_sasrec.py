@@ -1,16 +1,17 @@
-"""Training SASRec here against RecBole 1.2.1's SASRec: instances a second, at the same number of threads.
+"""Training SASRec here against RecBole 1.2.1, pmixer's recipe and RecTools 0.19: instances a second, same threads.
 
-    python benchmarks/bench_sasrec.py [--rounds 5]
+    python benchmarks/bench_sasrec.py [--rounds 5] [--threads 1]
 
-Both sides: the real `scientific`, the same 34,101 training prefixes of at most 50 items, batches of 512 in random order,
-width 64, two blocks of two heads, dropout 0.5, cross-entropy over all 4,385 items, Adam at 1e-3, float32 on the CPU, the
-same release of torch. No evaluation on either side.
+All sides: the real `scientific`, histories of at most 50 items, width 64, two blocks of two heads, dropout 0.5, Adam at 1e-3,
+float32 on the CPU, the same release of torch. No evaluation on any side. An instance is a target that is learnt from.
 
-Here a turn is one epoch of `student.loop.train`, everything that `kd-student fit --no-distill` does between two
-validations: reading the plan, packing histories, forward, backward, optimizer. There it is RecBole's own
-`Trainer._train_epoch` over the next batches of its own data loader, default configuration else; all the turns together
-make one epoch there, because theirs takes minutes. The two processes take turns; neither works while the other is
-timed. What RecBole needs to load and augment its data is not counted, nor what ingest and plan need here.
+- instance by instance: an epoch of `student.loop.train` as `kd-student fit --no-distill` does it, 34,101 prefixes in batches of
+  512, cross-entropy over all 4,385 items. RecBole does the same with its own `Trainer._train_epoch`, default configuration
+  else; all its turns together make one epoch, because theirs takes minutes.
+- by user: `--batching user --ce in-batch --batch-size 2048`, what docs/results.md says of its quality.
+- pmixer's recipe and RecTools (its softmax over all items; its BCE with one negative) read a user once as well, padded.
+
+What any side needs to load and prepare its data before the first step is not counted.
 """
 
 from __future__ import annotations
@@ -18,47 +19,111 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 from epochs import epochs
 from real_data import scientific_store
-from recbole_side import RecBole, recbole
-from timing import goal, turns
+from recbole_side import recbole
+from sequence_peers import pmixer, rectools
+from timing import goal
 
 from cache.store import Store
 
 NAME = "sasrec"
-BAR = 10
+BAR, BY_USER_BAR = 10, 60
+RECTOOLS_BATCHES = 4  # of 67, a turn
+
+Rate = Callable[[int], float]
+"""rate(round): instances a second in one turn."""
 
 
-def compare(store: Store, peer: RecBole, threads: int, rounds: int) -> bool:
-    """The goal at one number of threads."""
+def ours(store: Store, **settings: object) -> Rate:
+    """Epochs of our own loop."""
+    epoch = epochs(store, **settings)
+
+    def rate(number: int) -> float:
+        start = time.perf_counter()
+        epoch(number)
+        return store.plan.num_instances / (time.perf_counter() - start)
+
+    return rate
+
+
+def timed(contender: Callable[[int], int]) -> Rate:
+    """One that says how many it did."""
+
+    def rate(number: int) -> float:
+        start = time.perf_counter()
+        done = contender(number)
+        return done / (time.perf_counter() - start)
+
+    return rate
+
+
+def compare(store: Store, folder: Path, threads: int, rounds: int) -> bool:
+    """The goals at one number of threads."""
     torch.set_num_threads(threads)
-    instances = store.plan.num_instances
-    facts = peer.ask("facts", threads)
-    there = (facts["instances"], facts["items"])
-    if there != (instances, store.dataset.num_items):
-        raise SystemExit(f"RecBole has {there} instances and items, not the same as here")
-    done: list[int] = []
+    with ExitStack() as stack:
+        peer = stack.enter_context(recbole(store.dataset, folder))
+        facts = peer.ask("facts", threads)
+        if (facts["instances"], facts["items"]) != (
+            store.plan.num_instances,
+            store.dataset.num_items,
+        ):
+            raise SystemExit(f"RecBole has {facts}, not the same instances and items as here")
 
-    def theirs(number: int) -> None:
-        # the first, which warms up, is short; the others make one epoch
-        batches = 2 if number < 0 else -(-facts["batches"] // rounds)
-        done.append(peer.ask("train", threads, batches=batches)["instances"])
+        def theirs(number: int) -> float:
+            # the first, which warms up, is short; the others make one epoch
+            batches = 2 if number < 0 else -(-facts["batches"] // rounds)
+            found = peer.ask("train", threads, batches=batches)
+            return found["instances"] / found["seconds"]
 
-    ours_s, theirs_s = turns([epochs(store), theirs], rounds)
-    ours = [instances / seconds for seconds in ours_s]
-    other = [count / seconds for count, seconds in zip(done[1:], theirs_s, strict=True)]
-    middle = sorted(zip(ours, other, strict=True), key=lambda pair: pair[0] / pair[1])[rounds // 2]
-    return goal(
-        NAME,
-        f"instances a second on {threads} thread{'s' if threads > 1 else ''}",
-        "RecBole 1.2.1's SASRec",
-        [mine / yours for mine, yours in zip(ours, other, strict=True)],
-        at_least=BAR,
-        note=f"{middle[0]:,.0f} and {middle[1]:,.0f} in the median round",
-    )
+        rivals: dict[str, Rate] = {
+            "ours": ours(store),
+            "by user": ours(store, batching="user", batch_size=2048, ce="in-batch"),
+            "RecBole 1.2.1's SASRec": theirs,
+            "pmixer's recipe, BCE with one negative": timed(pmixer(store.dataset)),
+        }
+        for loss, title in (("softmax", "softmax"), ("BCE", "BCE with one negative")):
+            turn = stack.enter_context(
+                rectools(store.dataset, folder, threads, RECTOOLS_BATCHES, loss=loss)
+            )
+
+            def rate(number: int, turn: Callable[[int], tuple[int, float]] = turn) -> float:
+                done, seconds = turn(number)
+                return done / seconds
+
+            rivals[f"RecTools 0.19's SASRecModel, {title}"] = rate
+        found: dict[str, list[float]] = {name: [] for name in rivals}
+        for number in range(-1, rounds):
+            for name, one in rivals.items():
+                value = one(number)
+                if number >= 0:
+                    found[name].append(value)
+
+    def line(mine: str, other: str, bar: float) -> bool:
+        pairs = sorted(
+            zip(found[mine], found[other], strict=True), key=lambda pair: pair[0] / pair[1]
+        )
+        middle = pairs[len(pairs) // 2]
+        how = "instances a second" + ("" if mine == "ours" else " by user, in-batch loss")
+        return goal(
+            NAME,
+            f"{how}, {threads} thread{'s' if threads > 1 else ''},",
+            other,
+            [one / two for one, two in zip(found[mine], found[other], strict=True)],
+            at_least=bar,
+            note=f"{middle[0]:,.0f} and {middle[1]:,.0f} in the median round",
+        )
+
+    kept = [line("ours", "RecBole 1.2.1's SASRec", BAR)]
+    kept.append(line("by user", "RecBole 1.2.1's SASRec", BY_USER_BAR))
+    kept += [line("ours", other, 1) for other in list(found)[3:]]
+    return all(kept)
 
 
 def main() -> int:
@@ -69,13 +134,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="*", default=[1, torch.get_num_threads()])
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        store = scientific_store(Path(name), NAME)
-        with recbole(store.dataset, Path(name)) as peer:
-            kept = [
-                compare(store, peer, threads, options.rounds)
-                for threads in sorted(set(options.threads))
-            ]
+    kept = []
+    for threads in sorted(set(options.threads)):
+        with tempfile.TemporaryDirectory() as name:
+            store = scientific_store(Path(name), NAME)
+            kept.append(compare(store, Path(name), threads, options.rounds))
     return int(not all(kept))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -17,19 +18,22 @@ __all__ = ["epochs"]
 
 
 def epochs(
-    store: Store, readers: Sequence[ScoreReader] = (), student: str = "sasrec"
+    store: Store,
+    readers: Sequence[ScoreReader] = (),
+    student: str = "sasrec",
+    **settings: Any,
 ) -> Callable[[int], object]:
     """A contender that trains a student for one more standard epoch each time, from scores where there are readers.
 
-    Validation is a constant, so nothing but training is in it.
+    Validation is a constant, so nothing but training is in it. `settings` are those of `TrainSettings` that are to differ.
     """
     torch.manual_seed(0)
     kind = find_student(student)
     longest = {"max_length": store.dataset.max_length} if "max_length" in kind.fields else {}
     model = kind.make(kind.config(**longest), store.dataset)
     join = join_settings(readers) if readers else None
-    settings = TrainSettings(join=join, curriculum=False)
-    optimizer = make_optimizer(model, settings)
+    chosen = TrainSettings(join=join, curriculum=False, **settings)
+    optimizer = make_optimizer(model, chosen)
     state = RunState()
 
     def epoch(number: int) -> None:
@@ -39,7 +43,7 @@ def epochs(
             store.dataset,
             store.plan,
             readers,
-            replace(settings, epochs=state.epoch + 1),
+            replace(chosen, epochs=state.epoch + 1),
             validate=lambda: 0.0,
             state=state,
             optimizer=optimizer,

@@ -37,10 +37,10 @@ class Packed:
 
     items: Tensor  #: [N] item rows, int64
     positions: Tensor  #: [N] 0, 1, ... within each history, int64
-    last: Tensor  #: [B] place of each history's last token, int64
+    last: Tensor  #: [B] place of each history's last token, int64; or [T] of the tokens that are asked for
     tiles: tuple[Tiles, ...]
     untiled: Tensor  #: [N] where each token stands once the tiles' real tokens are laid end to end
-    users: Tensor | None = None  #: [B] whose histories they are, where that is known
+    users: Tensor | None = None  #: as `last`: whose histories they are, where that is known
 
     def padded(self) -> tuple[Tensor, Tensor]:
         """The same histories as rectangles, for models that want such: (items, lengths).
@@ -64,6 +64,7 @@ class Packed:
         device: torch.device | str = "cpu",
         *,
         users: NDArray[np.integer[Any]] | None = None,
+        asked: NDArray[np.integer[Any]] | None = None,
         causal: bool = True,
         tiled: bool = True,
     ) -> Packed:
@@ -72,7 +73,9 @@ class Packed:
         Args:
             flat: [N] items, history after history.
             lengths: [B], each at least 1, summing to N.
-            users: [B] rows of the users whose histories they are.
+            users: [B] rows of the users whose histories they are, or [T] where tokens are asked for.
+            asked: [T] tokens after which a state is asked for, for students whose state after an item hangs on none
+                behind it; by default each history's last.
             causal: whether attention sees no later item than the place it stands at.
             tiled: False leaves out what attention alone needs, `tiles` and `untiled`: half of the work.
 
@@ -110,7 +113,7 @@ class Packed:
         return cls(
             items=_to(flat.astype(np.int64), device),
             positions=_to(positions, device),
-            last=_to(ends - 1, device),
+            last=_to(ends - 1 if asked is None else asked.astype(np.int64), device),
             tiles=tuple(tiles),
             untiled=_to(untiled, device),
             users=None if users is None else _to(users.astype(np.int64), device),

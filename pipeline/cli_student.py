@@ -51,7 +51,7 @@ from pipeline.student_options import (
 from pipeline.student_store import CacheOption, at_store, open_store
 from pipeline.two_domains import with_source
 from student.hetcomp import HetCompSettings
-from student.loop import RunState, TrainSettings
+from student.loop import Batching, RunState, TrainSettings
 from student.registry import find_student
 from student.targets import join_settings
 
@@ -126,6 +126,12 @@ def fit_command(
         int | None,
         typer.Option(help="Of fresh batches, which it asks for; by default the plan's.", min=1),
     ] = None,
+    batching: Annotated[
+        Batching,
+        typer.Option(
+            help="Fresh batches: instances mixed, or all of a user's in one causal pass (sasrec).",
+        ),
+    ] = _DEFAULT.batching,
     curriculum: Annotated[
         bool | None,
         typer.Option(
@@ -186,9 +192,11 @@ def fit_command(
             "--compare trains the base and the student, --no-distill the base alone; leave one away.",
             code="fit.nothing_to_compare",
         )
-    if batch_size and fresh_batches is False:
+    by_user = batching == "user"
+    if (batch_size or by_user) and fresh_batches is False:
+        which = "--batching user makes" if by_user else "--batch-size is that of"
         raise UsageError(
-            "--batch-size is that of fresh batches, which --no-fresh-batches forbids; leave one away.",
+            f"{which} fresh batches, which --no-fresh-batches forbids; leave one away.",
             code="fit.planned_batches",
         )
     if kd_items == "all" and ce == "in-batch":
@@ -214,7 +222,8 @@ def fit_command(
         learning_rate=preset_value(context, preset, "learning_rate"),
         weight_decay=preset_value(context, preset, "weight_decay"),
         amp=device.startswith("cuda"),
-        batch_size=batch_size or (store.plan.batch_size if fresh_batches else 0),
+        batch_size=batch_size or (store.plan.batch_size if fresh_batches or by_user else 0),
+        batching=batching,
     )
     kinds: list[tuple[str, Sequence[Reader], TrainSettings]] = []
     if compare or not distill:

@@ -61,7 +61,7 @@ _CHECKPOINT, MODEL, RECORD, _RANKS = (
 )
 
 #: settings that came later and their defaults, left out of an identity: a run of before is still the run it was
-_ADDED = {"train.batch_size": 0, "join.items": "in-batch"}
+_ADDED = {"train.batch_size": 0, "train.batching": "instance", "join.items": "in-batch"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

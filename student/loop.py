@@ -21,7 +21,7 @@ from cache.errors import TeacherError, UsageError
 from cache.plan import Plan
 from encoder.dropout import seed_step
 from encoder.packed import Packed
-from student.batches import Batches, FreshBatches, instances_of
+from student.batches import Batches, FreshBatches, UserBatches, instances_of
 from student.hetcomp import HetComp, HetCompSettings
 from student.losses import Direction, cross_entropy, distillation_loss, fused_loss
 from student.permutations import list_loss
@@ -29,6 +29,7 @@ from student.protocol import AnyStudent, OwnLoss, Scorer, Student
 from student.targets import JoinSettings, Lists, Prepared, Scores, prepared
 
 __all__ = [
+    "Batching",
     "EpochRecord",
     "RunState",
     "TrainSettings",
@@ -42,6 +43,7 @@ __all__ = [
 _MEMORY = "join:"  #: before names that are no weight's
 
 CrossEntropy: TypeAlias = Literal["full", "in-batch"]
+Batching: TypeAlias = Literal["instance", "user"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,7 @@ class TrainSettings:
     seed: int = 0
     amp: bool = False  #: bfloat16 autocast of the encoder; the losses stay in float32
     batch_size: int = 0  #: of batches drawn afresh each epoch; 0 takes the plan's own batches
+    batching: Batching = "instance"  #: of fresh ones: instances mixed, or a user's together
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +146,8 @@ def epoch_batches(
     if now is None or not settings.batch_size:
         return now and (now[0], plan, now[1])
     name, order = now
-    fresh = FreshBatches(
+    kind = UserBatches if settings.batching == "user" else FreshBatches
+    fresh = kind(
         plan, instances_of(plan, order), settings.batch_size, seed=settings.seed, epoch=epoch
     )
     return "fresh" if name.startswith("round") else name, fresh, np.arange(len(fresh))
@@ -173,6 +177,7 @@ def step_loss(
         entropy=target.entropy if target else 0.0,
         weight=settings.kd_weight if target else 0.0,
         kl=settings.kl,
+        left_out_TV=batch.own_TC if in_batch else None,
         workspace=None if in_batch else workspace,
     )
 
@@ -292,6 +297,11 @@ def train(
             f"--kd-items all: {type(model).__name__} scores the items of a batch alone; leave it away.",
             code="fit.own_loss",
         )
+    if settings.batching == "user" and not getattr(model, "causal_states", False):
+        raise UsageError(
+            f"--batching user: {type(model).__name__} gives no states along a sequence; leave it away.",
+            code="fit.not_causal",
+        )
     state = state or RunState()
     optimizer = optimizer or make_optimizer(model, settings)
     staged = plan.num_buckets * settings.epochs_per_stage if settings.curriculum else 0
@@ -326,6 +336,7 @@ def train(
             join,
             device=device,
             tiled=getattr(model, "attends", True),
+            own=settings.ce == "in-batch",
             lists=hetcomp.lists if hetcomp else None,
         )
         for done, batch in enumerate(batches, start=1):

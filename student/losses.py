@@ -51,6 +51,7 @@ def fused_loss(
     entropy: float = 0.0,
     weight: float = 0.0,
     kl: Direction = "teacher-student",
+    left_out_TV: Tensor | None = None,
     workspace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Eq. 10: cross-entropy over the table's items plus `weight` times the divergence over the batch's.
@@ -64,6 +65,7 @@ def fused_loss(
         items_C: rows of `table_VD` that are the batch's columns; None if the table is just them.
         target_TC: q; None for the base model.
         entropy: mean entropy of q's rows, in nats; shifts the teacher-student divergence, never its gradient.
+        left_out_TV: True where an item is no negative of the slot's cross-entropy; never its target.
         workspace: [T or more, V] of the logits' type that is written over, until the backward pass is done. Fresh
             memory of that size costs the kernel about as much as the softmax.
 
@@ -84,6 +86,7 @@ def fused_loss(
             entropy,
             weight,
             kl,
+            left_out_TV,
             workspace,
         )  # type: ignore[no-untyped-call]
     return total, ce, kd
@@ -106,6 +109,7 @@ class _Fused(torch.autograd.Function):
         entropy: float,
         weight: float,
         kl: Direction,
+        left_out_TV: Tensor | None,
         workspace: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         slots = len(users_TD)
@@ -118,6 +122,8 @@ class _Fused(torch.autograd.Function):
             logp = torch.log_softmax(batch_TC, dim=-1)
             g_TC, kd = _divergence(logp, target_TC, entropy, kl)
             g_TC.mul_(weight / slots)
+        if left_out_TV is not None:
+            logits.masked_fill_(left_out_TV, -torch.inf)
         probabilities = torch.softmax(logits, dim=-1, out=out)
         # reported only: saturates at 87 nats, the gradient does not
         at_target = probabilities.gather(1, rows_T[:, None])
@@ -142,7 +148,7 @@ class _Fused(torch.autograd.Function):
                 to_users.addmm_(g_TC, table_VD.index_select(0, items_C))
                 to_table.index_add_(0, items_C, g_TC.T @ users_TD)
         scale = upstream[0]
-        return to_users.mul_(scale), to_table.mul_(scale), *[None] * 7
+        return to_users.mul_(scale), to_table.mul_(scale), *[None] * 8
 
 
 def _divergence(

@@ -2,8 +2,10 @@
 
 Structural: a `torch.nn.Module` with these methods is a student, whoever wrote it. It scores in one of two ways: by vectors
 (`Student`) or, where a score is no dot product, by itself (`Scorer`). Its base loss is the cross-entropy over all items,
-unless it brings its own (`OwnLoss`). One that has `attends = False` gets histories without the layout for attention, which
-takes half the time to make. Legend: B histories, T slots, C columns of a batch, D width, V items.
+unless it brings its own (`OwnLoss`). Two attributes are optional. `attends = False`: histories come without the layout for
+attention, which takes half the time to make. `causal_states = True`: states may be asked for along a sequence, `encode` gives
+the one after each token that `packed.last` names, whatever lies behind it. Legend: B histories, T slots, C columns of a
+batch, D width, V items.
 """
 
 from __future__ import annotations

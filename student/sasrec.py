@@ -38,6 +38,8 @@ class SASRec(nn.Module):
         num_items: V.
     """
 
+    causal_states = True
+
     def __init__(self, config: SASRecConfig, num_items: int) -> None:
         super().__init__()
         self.config = config

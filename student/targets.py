@@ -24,8 +24,9 @@ from cache.dataset import Dataset
 from cache.errors import StoreError, UsageError
 from cache.plan import Batch
 from encoder.packed import Packed, sent
-from student.batches import UNPLANNED, Batches
+from student.batches import UNPLANNED, Batches, UserBatches
 from student.consistency import Consistency, join, retemper
+from student.prefixes import own_items, shared
 
 __all__ = [
     "Factors",
@@ -122,6 +123,7 @@ class Prepared:
     rows_T: Tensor  #: item row of each slot's target
     target: Target | None  #: None without teachers, and where they are joined by rank
     lists: Lists | None = None  #: where they are
+    own_TC: Tensor | None = None  #: columns that are other items of the slot's own user
 
     @property
     def all_items(self) -> bool:
@@ -308,15 +310,18 @@ def prepared(
     device: torch.device | str = "cpu",
     ahead: int = 2,
     tiled: bool = True,
+    own: bool = False,
     lists: Callable[[Batch], Lists] | None = None,
 ) -> Iterator[Prepared]:
     """The plan's batches in `order`, each made ready before it is asked for, at most `ahead` (at least 1) at a time.
 
     Args:
-        plan: the plan, or fresh batches.
+        plan: the plan, or fresh batches; those by user are laid out for `causal_states`.
         tiled: False for a student without attention: `Packed.of` has less to do.
+        own: tell which columns are a user's own items, in batches by user.
         lists: makes the teachers' rankings of a batch, where they are joined by rank.
     """
+    by_user = isinstance(plan, UserBatches)
     ready: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=max(1, ahead))
     abandoned = threading.Event()
 
@@ -333,7 +338,10 @@ def prepared(
         try:
             for index in order:
                 batch = plan[int(index)]
-                made = _prepare(dataset, batch, readers, settings, device, tiled)
+                made = _prepare(dataset, batch, readers, settings, device, tiled, by_user)
+                if own and by_user:
+                    own_TC = sent(torch.from_numpy(own_items(dataset, batch)), device)
+                    made = replace(made, own_TC=own_TC)
                 if lists is not None:
                     made = replace(made, lists=_on(lists(batch), device))
                 if not hand_over(made):
@@ -362,13 +370,16 @@ def _prepare(
     settings: JoinSettings | None,
     device: torch.device | str,
     tiled: bool,
+    by_user: bool,
 ) -> Prepared:
     target = None if settings is None else target_of(readers, batch, settings, device)
     items_C = _index(batch.items)
     columns_T = _index(batch.columns)
     return Prepared(
         slots=len(batch.instances),
-        packed=Packed.of(
+        packed=shared(dataset, batch, device)
+        if by_user
+        else Packed.of(
             *dataset.histories(batch.users, batch.ends), device, users=batch.users, tiled=tiled
         ),
         items_C=sent(items_C, device),
