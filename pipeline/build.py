@@ -372,13 +372,14 @@ def _put_shard(
     heard: Callable[[], None] | None = None,
 ) -> None:
     """Score the batches of one shard and write it; `heard` is called after each batch."""
+    plan, dataset = store.plan, store.dataset
     raws = []
     for index in writer.layout.shard_batches(unit):
-        batch = store.plan[index]
+        batch = plan[index]
         users_TD = (
             kept.histories(batch.instances)
             if teacher.factorises
-            else teacher.encode_histories(store.dataset, batch.users, batch.ends)
+            else teacher.encode_histories(dataset, batch.users, batch.ends)
         )
         raws.append(teacher.score(users_TD, items_VD[batch.items]))
         if heard is not None:
