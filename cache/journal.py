@@ -4,17 +4,18 @@
 
 A file goes through the one door first, then its line is appended and fsynced; the digest is taken from memory while the
 disk writes. On resume a file counts only if it is journalled and its bytes still hash to that digest. A torn or damaged line is
-dropped: it costs the work of one file, never the result.
+dropped: it costs the work of one file, never the result. One process writes a journal; others may look into it.
 """
 
 from __future__ import annotations
 
 import json
 import stat
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cache.atomic import append_line, disk_errors, put
+from cache.atomic import append_line, disk_errors, make_folder, put, sync_folder
 from cache.digest import Bytes, canonical_json, sha256_bytes, sha256_file
 from cache.manifest import Entry
 
@@ -28,8 +29,12 @@ _LARGE = 1 << 20  #: bytes from which hashing beside the writing pays for a thre
 class Journal:
     """The files of a work folder that are known to be whole."""
 
-    def __init__(self, folder: Path) -> None:
-        """Read the journal of `folder`, and write it anew without the lines that are torn."""
+    def __init__(self, folder: Path, *, mine: bool = True) -> None:
+        """Read the journal of `folder`, and write it anew without the lines that are torn.
+
+        Args:
+            mine: whether this process writes it; the journal of another one is left as it is.
+        """
         self.folder = folder
         self._path = folder / JOURNAL
         self._entries: dict[str, Entry] = {}
@@ -38,7 +43,7 @@ class Journal:
         lines = data.split(b"\n")
         read = [entry for entry in map(parse_line, lines[:-1]) if entry is not None]
         self._entries = {entry.path: entry for entry in read}
-        if lines[-1] or len(read) != len(lines) - 1:
+        if mine and (lines[-1] or len(read) != len(lines) - 1):
             put(self._path, b"".join(_line(entry) for entry in read))
 
     def put(self, name: str, *pieces: Bytes) -> None:
@@ -56,6 +61,24 @@ class Journal:
         entry = Entry(path=name, size=size, sha256=digest)
         append_line(self._path, _line(entry))
         self._entries[name] = entry
+
+    def adopt(self, other: Journal, name: str) -> bool:
+        """Move a file of `other` here with its line, both durable on return; False if it is not whole there."""
+        if not other.whole(name):
+            return False
+        target, entry = self.folder / name, other._entries[name]
+        with disk_errors(target):
+            make_folder(target.parent)
+            (other.folder / name).replace(target)
+            sync_folder(target.parent)
+        append_line(self._path, _line(entry))
+        self._entries[name] = entry
+        return True
+
+    @property
+    def names(self) -> Collection[str]:
+        """What is journalled, whether it still lies there or not."""
+        return self._entries.keys()
 
     def digest(self, name: str) -> str | None:
         """What `name` was when it was written, or None if it never was."""

@@ -10,6 +10,7 @@ than it was given.
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from collections.abc import Collection, Mapping
@@ -23,7 +24,11 @@ from cache.journal import JOURNAL, Journal
 from cache.manifest import MANIFEST, Manifest, seal
 from cache.paths import check_folder, check_name
 
-__all__ = ["Unfinished", "clear_work", "work_folder"]
+__all__ = ["HANDS", "Unfinished", "clear_work", "refuse_other_work", "work_folder"]
+
+HANDS = (
+    "hands"  #: where processes that help have work folders of their own, in the one they help with
+)
 
 _IDENTITY = "identity.json"
 _SET = "set"
@@ -42,7 +47,7 @@ def clear_work(folder: Path) -> None:
         for name in (JOURNAL, _IDENTITY):
             (work / name).unlink(missing_ok=True)
         if work.is_dir():
-            shutil.rmtree(work)
+            _remove(work)
             sync_folder(work.parent)
 
 
@@ -70,18 +75,20 @@ class Unfinished:
         """
         check_name(folder.name, where=str(folder.parent))
         work = check_folder(work_folder(folder))
-        identity = {"parents": dict(parents), "settings": dict(settings)}
-        path = work / _IDENTITY
-        if path.is_file():
-            _refuse_other_work(work, path, identity)
-        else:  # never begun, or killed before the first word
+        # never begun, or killed before the first word
+        if not refuse_other_work(work, parents, settings):
             with disk_errors(work):
                 shutil.rmtree(work, ignore_errors=True)
                 make_folder(work)
-            put(path, canonical_json(identity) + b"\n")
-        sweep(work)
+            put(work / _IDENTITY, _identity(parents, settings))
+        if not (work / HANDS).is_dir():  # in there somebody may be writing
+            sweep(work)
         _drop_links(work)
         return cls(folder, parents, settings)
+
+    def name(self, path: str) -> str:
+        """What the journal calls the part's file `path`."""
+        return f"{_SET}/{path}"
 
     def whole(self, path: str) -> bool:
         """Whether the part's file `path` is there, byte for byte; reads it."""
@@ -145,6 +152,15 @@ class Unfinished:
         return manifest
 
 
+def _remove(work: Path) -> None:
+    while work.is_dir():
+        try:
+            shutil.rmtree(work)
+        except OSError as error:  # somebody whom no lock holds off may write or clear there too
+            if error.errno not in {errno.ENOENT, errno.ENOTEMPTY}:
+                raise
+
+
 def _drop_links(work: Path) -> None:
     """No writer makes them, and through one the next file would land elsewhere."""
     with disk_errors(work):
@@ -166,15 +182,27 @@ def _clear_strays(staged: Path, expected: Collection[str]) -> None:
                 path.rmdir()
 
 
-def _refuse_other_work(work: Path, path: Path, identity: dict[str, Any]) -> None:
+def _identity(parents: Mapping[str, str], settings: Mapping[str, Any]) -> bytes:
+    return canonical_json({"parents": dict(parents), "settings": dict(settings)}) + b"\n"
+
+
+def refuse_other_work(work: Path, parents: Mapping[str, str], settings: Mapping[str, Any]) -> bool:
+    """Whether the work folder `work` was begun with these parents and settings; False where none was begun.
+
+    Raises:
+        StoreError: ``scores.foreign_work`` when it was begun with others.
+    """
+    path = work / _IDENTITY
+    if not path.is_file():
+        return False
     with disk_errors(path):
         data = path.read_bytes()
-    if data == canonical_json(identity) + b"\n":
-        return
+    if data == _identity(parents, settings):
+        return True
     try:
         begun = json.loads(data)
         old = {**begun["parents"], **begun["settings"]}
-        new = {**identity["parents"], **identity["settings"]}
+        new = {**parents, **settings}
         odd = [
             f"{key} {old.get(key)!r} there, {new.get(key)!r} now"
             for key in sorted(old.keys() | new.keys())

@@ -2,8 +2,9 @@
 
 Items are encoded once, and histories once in fixed blocks kept on disk until the set is sealed, so memory is bounded by
 one block and one shard however many users there are. Killed at any instant, the same command goes on where it stopped and
-ends in the byte-identical store. Refuses a second writer, a finished set with other settings, and unfinished work of
-another teacher, temperature or plan: remove the folder it names to start afresh.
+ends in the byte-identical store. Several processes may build one set together (together.py). Refuses any other second
+writer, a finished set with other settings, and unfinished work of another teacher, temperature or plan: remove the folder
+it names to start afresh.
 
 Shape legend: T slots and C columns of one batch, V items, D width, N instances.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -23,6 +25,7 @@ from cache.dataset import Dataset, Ints
 from cache.errors import UsageError
 from cache.factor_layout import FactorLayout
 from cache.factor_writer import FactorWriter, factor_settings, refuse_other_product
+from cache.journal import Journal
 from cache.layout import SHARD_BYTES, Layout
 from cache.manifest import Manifest
 from cache.plan import Batch, Plan, PlannedBatch, first_appearance
@@ -36,8 +39,9 @@ from cache.score_writer import (
 )
 from cache.store import FACTORS, SCORES, Store, refuse_other_teacher
 from cache.unfinished import Unfinished, clear_work
-from pipeline.kept import Kept
-from pipeline.sets import Progress, finished, log, only_writer, silent
+from pipeline.kept import ITEMS, Kept, load_vectors
+from pipeline.sets import Progress, finished, log, silent
+from pipeline.together import Crew, Unit, block_units, leading, opened, shard_units
 
 if TYPE_CHECKING:
     from teachers.protocol import Teacher
@@ -74,6 +78,7 @@ def build(
     codec: Codec = "none",
     shard_bytes: int = SHARD_BYTES,
     progress: Progress | None = None,
+    crew: Crew | None = None,
 ) -> Manifest:
     """Write what `teacher` says about the plan of `store` as the score set, factor set or both called `name`.
 
@@ -85,6 +90,7 @@ def build(
         codec: how scores are kept: as they are in float16, or in a byte and a bit each.
         shard_bytes: about how large a shard file may grow; the unit of resumption.
         progress: called as work is done; work found from an earlier run counts as done.
+        crew: where other processes may build this set at the same time: what this one did is told in there.
 
     Returns:
         The manifest of the sealed score set, or of the factor set if no scores are kept; the one that is there when
@@ -92,7 +98,7 @@ def build(
 
     Raises:
         UsageError: ``teacher.no_factors`` where the teacher's scores are no products of vectors, ``build.unused_codec``.
-        StoreError: ``scores.exists`` with other settings, ``scores.foreign_work``, ``store.busy``.
+        StoreError: ``scores.exists`` with other settings, ``scores.foreign_work``, ``store.busy`` without a crew.
         TeacherError: NaN, infinities or wrong shapes from the teacher; what was whole before stays.
         DiskError: the disk is full or failing; the same command goes on once that is mended.
     """
@@ -119,7 +125,27 @@ def build(
     name = name or teacher.name
     folders = {SCORES: store.folder(name), FACTORS: store.factor_folder(name)}
     wanted = [SCORES, FACTORS] if keep == "both" else [keep]
-    with only_writer(folders[SCORES]):
+
+    def units_of(part: Unfinished, lead: Path) -> Sequence[Unit]:
+        kept = Kept(part, teacher, store.dataset, store.plan, block=HISTORY_BLOCK)
+        if teacher.factorises:
+            return block_units(kept)
+        if not Journal(lead, mine=False).whole(ITEMS):
+            return []
+        writer = ScoreWriter(part, store.plan, layout)
+        items_VD = load_vectors(lead / ITEMS)
+        return shard_units(writer, partial(_put_shard, writer, teacher, kept, store, items_VD))
+
+    def hand() -> bool:
+        kind = next((one for one in wanted if not folders[one].exists()), None)
+        if crew is None or kind is None:
+            return False
+        stage = "histories" if teacher.factorises else SCORES
+        return crew.help(
+            folders[kind], parents_of(store.plan), settings[kind], stage, units_of, tell
+        )
+
+    with leading(folders[SCORES], hand if crew is not None else None):
         sealed: dict[str, Manifest] = {}
         for kind in wanted:
             refuse_other_teacher(store, name, kind, settings[kind])
@@ -137,14 +163,17 @@ def build(
         # what both are made of lies with the one that is sealed last
         part = scores.part if scores else factors
         if part is not None:
-            kept = Kept(part, teacher, store.dataset, store.plan, block=HISTORY_BLOCK)
-            if factors is not None:
-                sealed[FACTORS] = _write_factors(factors, teacher, kept, store, tell)
-                log(store, FACTORS, sealed[FACTORS], folders[FACTORS].name, started)
-            if scores is not None:
-                _write(scores, teacher, kept, store.dataset, tell)
-                sealed[SCORES] = scores.seal()
-                log(store, SCORES, sealed[SCORES], folders[SCORES].name, started)
+            with opened(part, crew) as crew:
+                kept = Kept(part, teacher, store.dataset, store.plan, block=HISTORY_BLOCK)
+                if factors is not None:
+                    sealed[FACTORS] = _write_factors(factors, teacher, kept, store, tell, crew)
+                    log(store, FACTORS, sealed[FACTORS], folders[FACTORS].name, started)
+                if scores is not None:
+                    _write(scores, teacher, kept, store, tell, crew)
+                    if crew is not None:
+                        crew.shut()
+                    sealed[SCORES] = scores.seal()
+                    log(store, SCORES, sealed[SCORES], folders[SCORES].name, started)
     return sealed[wanted[0]]
 
 
@@ -248,11 +277,16 @@ def _begin_factors(folder: Path, plan: Plan, settings: Mapping[str, Any]) -> Unf
 
 
 def _write_factors(
-    part: Unfinished, teacher: Teacher, kept: Kept, store: Store, tell: Progress
+    part: Unfinished,
+    teacher: Teacher,
+    kept: Kept,
+    store: Store,
+    tell: Progress,
+    crew: Crew | None,
 ) -> Manifest:
     """Do every file that is missing, and seal the set."""
     plan, dataset = store.plan, store.dataset
-    items_VD = _encode(kept, plan, dataset, tell)
+    items_VD = _encode(kept, plan, dataset, tell, crew)
     for index in spread(len(plan), _PROBE_BATCHES):
         batch = plan[int(index)]
         users_TD, items_CD = kept.histories(batch.instances), items_VD[batch.items]
@@ -281,41 +315,74 @@ def _write_factors(
     return writer.seal()
 
 
-def _encode(kept: Kept, plan: Plan, dataset: Dataset, tell: Progress) -> NDArray[np.float32]:
+def _encode(
+    kept: Kept, plan: Plan, dataset: Dataset, tell: Progress, crew: Crew | None
+) -> NDArray[np.float32]:
     """Have every history encoded; [V, D] the items' vectors."""
     items_VD = kept.items()
     tell("items", dataset.num_items, dataset.num_items)
+    if crew is not None:
+        crew.lead(kept.part, "histories", block_units(kept), tell)
     for done in kept.encode():
         tell("histories", done, plan.num_instances)
     return items_VD
 
 
 def _write(
-    writer: ScoreWriter, teacher: Teacher, kept: Kept, dataset: Dataset, tell: Progress
+    writer: ScoreWriter,
+    teacher: Teacher,
+    kept: Kept,
+    store: Store,
+    tell: Progress,
+    crew: Crew | None,
 ) -> None:
     """Do every shard that is missing."""
     missing = list(writer.missing())
     if not missing:
         return
-    plan, layout = writer.plan, writer.layout
+    dataset, layout = store.dataset, writer.layout
     if teacher.factorises:
-        items_VD = _encode(kept, plan, dataset, tell)
+        items_VD = _encode(kept, store.plan, dataset, tell, crew)
     else:
         items_VD = kept.items()
         tell("items", dataset.num_items, dataset.num_items)
+    put = partial(_put_shard, writer, teacher, kept, store, items_VD)
+    if crew is not None and not teacher.factorises:
+        crew.lead(kept.part, SCORES, shard_units(writer, put), tell)
+        return
     done = layout.batches - sum(len(layout.shard_batches(unit)) for unit in missing)
     tell(SCORES, done, layout.batches)
+
+    def heard() -> None:
+        nonlocal done
+        done += 1
+        tell(SCORES, done, layout.batches)
+
     for unit in missing:
-        raws = []
-        for index in layout.shard_batches(unit):
-            batch = plan[index]
-            users_TD = (
-                kept.histories(batch.instances)
-                if teacher.factorises
-                else teacher.encode_histories(dataset, batch.users, batch.ends)
-            )
-            raws.append(teacher.score(users_TD, items_VD[batch.items]))
-            done += 1
-            tell(SCORES, done, layout.batches)
-        writer.put(unit, raws)
-        kept.release()
+        put(unit, heard)
+
+
+def _put_shard(
+    writer: ScoreWriter,
+    teacher: Teacher,
+    kept: Kept,
+    store: Store,
+    items_VD: NDArray[np.float32],
+    unit: int,
+    heard: Callable[[], None] | None = None,
+) -> None:
+    """Score the batches of one shard and write it; `heard` is called after each batch."""
+    plan, dataset = store.plan, store.dataset
+    raws = []
+    for index in writer.layout.shard_batches(unit):
+        batch = plan[index]
+        users_TD = (
+            kept.histories(batch.instances)
+            if teacher.factorises
+            else teacher.encode_histories(dataset, batch.users, batch.ends)
+        )
+        raws.append(teacher.score(users_TD, items_VD[batch.items]))
+        if heard is not None:
+            heard()
+    writer.put(unit, raws)
+    kept.release()

@@ -42,6 +42,7 @@ from pipeline.join_options import ConsistencyOption, EpsilonOption, TauOption
 from pipeline.sample import write_sample
 from pipeline.show import show
 from pipeline.sign import SignedByOption, check_signed_here
+from pipeline.together import Crew, take_own_gpu
 
 if TYPE_CHECKING:
     from teachers.protocol import Teacher
@@ -230,12 +231,22 @@ def build_command(
             help="Of scores: float16 as it is; or a byte each, half the size for the road and slower to read."
         ),
     ] = "none",
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together",
+            help="Share the work with whoever types this too, here or on machines that see this folder.",
+        ),
+    ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what it would cost, write nothing.")
     ] = False,
 ) -> None:
     """Ask a teacher about every batch, once, and keep what it said in the store."""
     store = Store.open(find_store(cache, "kd-cache build"))
+    crew = Crew() if together else None
+    if crew is not None:
+        take_own_gpu()
     asked = _teacher(teacher, store.path)
     if dry_run:
         _tell_cost(store, asked, keep, codec)
@@ -254,6 +265,7 @@ def build_command(
             keep=keep,
             codec=codec,
             progress=lambda stage, done, total: report(done, total, stage),
+            crew=crew,
         )
     batches = console.count(len(store.plan), "batch", "batches")
     instances = console.count(store.plan.num_instances, "instance")
@@ -262,6 +274,9 @@ def build_command(
         size = console.size(sum(entry.size for entry in manifest.files))
         what = f"{batches if kind == 'scores' else instances}, {size}, {manifest.digest[:19]}"
         console.say(f"{folders[kind]}: {what}{', built before' if kind in known else ''}")
+    if crew is not None:
+        did = f"did {crew.did:,} of {console.count(crew.of, 'piece')} of the work"
+        console.say(f"{store.path}: this process {did if crew.of else 'came late, all was done'}")
     console.hint(f"kd-student fit --cache {store.path} --compare")
 
 

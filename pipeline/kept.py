@@ -28,7 +28,9 @@ from cache.unfinished import Unfinished
 if TYPE_CHECKING:
     from teachers.protocol import Floats, Teacher
 
-__all__ = ["Kept", "some_items"]
+__all__ = ["ITEMS", "Kept", "load_vectors", "some_items"]
+
+ITEMS = "items.npy"
 
 
 def some_items(teacher: Teacher, dataset: Dataset, rows: Ints) -> Floats:
@@ -61,7 +63,7 @@ class Kept:
             first: instances before this one are not encoded.
             rows: of the items that are encoded; all by default.
         """
-        self._part = part
+        self.part = part
         self._teacher = teacher
         self._dataset = dataset
         self._plan = plan
@@ -73,31 +75,40 @@ class Kept:
 
     def items(self) -> NDArray[np.float32]:
         """[V, D] item vectors, or those of the chosen rows, from the teacher or from an earlier run of this build."""
-        name = "items.npy"
-        if not self._part.journal.whole(name):
+        name = ITEMS
+        if not self.part.journal.whole(name):
             rows = self._rows
             if rows is None:
                 vectors, count = self._teacher.encode_items(self._dataset), self._dataset.num_items
             else:
                 vectors, count = some_items(self._teacher, self._dataset, rows), len(rows)
             self._keep(name, vectors, count, 0)
-        return _load(self._part.work / name)
+        return load_vectors(self.part.work / name)
 
     def encode(self) -> Iterator[int]:
         """Encode the blocks of instances that are not there yet; yields how many instances are done."""
         if self._encoded:
             return
-        plan = self._plan
-        for first in range(self._first, plan.num_instances, self._block_size):
-            block = slice(first, min(first + self._block_size, plan.num_instances))
-            name = self._name((first - self._first) // self._block_size)
-            if not self._part.journal.whole(name):
-                vectors_ND = self._teacher.encode_histories(
-                    self._dataset, plan.instance_users[block], plan.instance_ends[block]
-                )
-                self._keep(name, vectors_ND, block.stop - block.start, first)
+        for name, block in self.blocks():
+            if not self.part.journal.whole(name):
+                self.encode_block(name, block)
             yield block.stop
         self._encoded = True
+
+    def blocks(self) -> Iterator[tuple[str, slice]]:
+        """Each block's file in the work folder, and its instances."""
+        last = self._plan.num_instances
+        for first in range(self._first, last, self._block_size):
+            block = slice(first, min(first + self._block_size, last))
+            yield self._name((first - self._first) // self._block_size), block
+
+    def encode_block(self, name: str, block: slice) -> None:
+        """Encode one of :meth:`blocks`."""
+        plan = self._plan
+        vectors_ND = self._teacher.encode_histories(
+            self._dataset, plan.instance_users[block], plan.instance_ends[block]
+        )
+        self._keep(name, vectors_ND, block.stop - block.start, block.start)
 
     def histories(self, instances: NDArray[Any]) -> NDArray[np.float32]:
         """[T, D] vectors of some instances, at least one; after :meth:`encode`."""
@@ -120,7 +131,7 @@ class Kept:
     def _block(self, block: int) -> NDArray[np.float32]:
         vectors = self._open.get(block)
         if vectors is None:
-            vectors = self._open[block] = _load(self._part.work / self._name(block))
+            vectors = self._open[block] = load_vectors(self.part.work / self._name(block))
         return vectors
 
     @staticmethod
@@ -147,10 +158,11 @@ class Kept:
             )
         buffer = io.BytesIO()
         np.save(buffer, np.ascontiguousarray(vectors), allow_pickle=False)
-        self._part.journal.put(name, buffer.getbuffer())
+        self.part.journal.put(name, buffer.getbuffer())
 
 
-def _load(path: Path) -> NDArray[np.float32]:
+def load_vectors(path: Path) -> NDArray[np.float32]:
+    """Kept vectors as a memory map, as :class:`Kept` wrote them to `path`."""
     with disk_errors(path):
         vectors = np.load(path, mmap_mode="r", allow_pickle=False)
     memory = vectors._mmap

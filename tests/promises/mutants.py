@@ -81,8 +81,8 @@ MUTANTS = [
     Mutant(
         "debris is not swept",
         "cache/unfinished.py",
-        "        sweep(work)\n",
-        "",
+        "            sweep(work)\n",
+        "            pass\n",
         f"{P}/test_p22_debris.py::test_debris_goes_as_soon_as_the_work_goes_on",
     ),
     Mutant(
@@ -130,8 +130,8 @@ MUTANTS = [
     Mutant(
         "other work is gone on with",
         "cache/unfinished.py",
-        '    if data == canonical_json(identity) + b"\\n":\n        return',
-        "    if data:\n        return",
+        "    if data == _identity(parents, settings):\n        return True",
+        "    if data:\n        return True",
         "tests/pipeline/test_build.py::test_unfinished_work_of_another_teacher_is_refused_by_name",
     ),
     Mutant(
@@ -154,6 +154,34 @@ MUTANTS = [
         "            lock.acquire()\n",
         "            pass\n",
         f"{P}/test_p11_two_writers.py::test_one_builds_and_the_others_are_told_who",
+    ),
+    Mutant(
+        "a claim is not looked at",
+        "cache/claims.py",
+        "        return self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB, unit + 1)",
+        "        return True",
+        f"{P}/test_p19_ranks.py::test_a_claim_is_one_process_s_until_it_frees_it_or_dies",
+    ),
+    Mutant(
+        "a hand's block is taken without its digest",
+        "cache/journal.py",
+        "        if not other.whole(name):",
+        "        if not other.there(name):",
+        f"{P}/test_p19_ranks.py::test_what_a_hand_leaves_counts_by_its_digest",
+    ),
+    Mutant(
+        "what a hand has done is done again",
+        "pipeline/together.py",
+        "                    if not self._adopt(part, unit.name):",
+        "                    if True:",
+        f"{P}/test_p19_ranks.py::test_1_2_and_4_processes_give_the_store_of_one_alone",
+    ),
+    Mutant(
+        "what a hand is writing is swept",
+        "cache/unfinished.py",
+        "        if not (work / HANDS).is_dir():",
+        "        if work:",
+        f"{P}/test_p19_ranks.py::test_what_a_hand_is_writing_is_let_be_by_a_new_lead",
     ),
     Mutant(
         "sizes are not compared",

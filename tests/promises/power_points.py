@@ -2,12 +2,14 @@
 
     python power_points.py FOLDER WORK STEP ROUNDS    before every STEP-th fsync, and at the end; ROUNDS draws of each way
 
-WORK is what a build keeps (scores, factors, both), or `plan`: a store that is made. Prints JSON: a complaint, or "", for
+WORK is what a build keeps (scores, factors, both); or `hands`: scores, of which other processes did some before they died;
+or `plan`: a store that is made. Prints JSON: a complaint, or "", for
 each disk that was gone on with.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -20,12 +22,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from cache.dataset import open_dataset
 from cache.journal import JOURNAL
 from cache.store import Store
+from cache.unfinished import HANDS
 from cache.verify import verify
-from tests.fakes import tiny_plan, tiny_store, tree
+from pipeline.build import build
+from tests.fakes import TableTeacher, tiny_plan, tiny_store, tree
 from tests.pipeline.kill_points import in_child
 from tests.promises import traced
 from tests.promises.power import CALLS, WAYS, Disk, replayed
-from tests.promises.stores import small_build, small_pieces
+from tests.promises.stores import SHARD_BYTES, small_build, small_pieces
 
 
 def main(folder: Path, kind: str, step: int, rounds: int) -> None:
@@ -40,10 +44,12 @@ def main(folder: Path, kind: str, step: int, rounds: int) -> None:
             if not path.exists():
                 Store.create(path, open_dataset(folder / "made-data"), tiny_plan)
         else:
-            small_build(path, kind)  # type: ignore[arg-type]
+            small_build(path, "scores" if kind == "hands" else kind)  # type: ignore[arg-type]
 
     if kind != "plan":
         shutil.copytree(folder / "made", root / place)
+    if kind == "hands":
+        assert in_child(lambda: left_by_hands(root / place)) == 0
     disk = Disk(root)
     options = ["-y", "-xx", "-s", "9999999", "-e", f"trace={CALLS}", "-o", str(folder / "log")]
     assert traced.under(lambda: work(root / place), options) == 0
@@ -75,6 +81,30 @@ def main(folder: Path, kind: str, step: int, rounds: int) -> None:
             written[path] += 1
     assert tree(root / place) == wanted
     json.dump(complaints, sys.stdout)
+
+
+class _StopsError(Exception):
+    """Of a teacher who has encoded everything."""
+
+
+class _Stops(TableTeacher):
+    def score(self, users_TD, items_CD):  # type: ignore[no-untyped-def]
+        raise _StopsError
+
+
+def left_by_hands(path: Path) -> None:
+    """Unfinished work whose histories are not in the lead's journal, but in one of a process that helped."""
+    with contextlib.suppress(_StopsError):
+        build(_Stops(), Store.open(path), shard_bytes=SHARD_BYTES)
+    work = path / "scores/.work-table"
+    hand = work / HANDS / ".work-x"
+    hand.mkdir(parents=True)
+    (work / "histories").rename(hand / "histories")
+    lines = (work / JOURNAL).read_bytes().splitlines(keepends=True)
+    theirs = [line for line in lines if b"histories/" in line]
+    assert len(theirs) == len(lines) - 1 > 0
+    (hand / JOURNAL).write_bytes(b"".join(theirs))
+    (work / JOURNAL).write_bytes(b"".join(line for line in lines if line not in theirs))
 
 
 def _forgotten(lines: dict[Path, int], root: Path, target: Path) -> str:

@@ -18,7 +18,9 @@ HARNESS = Path(__file__).with_name("power_points.py")
 
 if traced.available():
 
-    @pytest.mark.parametrize(("work", "step"), [("scores", 2), ("both", 3), ("plan", 2)])
+    @pytest.mark.parametrize(
+        ("work", "step"), [("scores", 2), ("both", 3), ("hands", 3), ("plan", 2)]
+    )
     def test_the_power_goes_before_an_fsync(memory, long, work, step):
         rounds = 12 if long else 1
         complaints = json.loads(script(HARNESS, memory, work, 1 if long else step, rounds))
