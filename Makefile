@@ -40,4 +40,4 @@ bench-peers: $(VENV)/.installed
 	$(BIN)/python benchmarks/recbole_side.py
 
 clean:
-	rm -rf $(VENV) .venv-peers demo .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .venv-peers .venv-rectools demo .mypy_cache .ruff_cache .pytest_cache

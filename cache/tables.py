@@ -132,11 +132,14 @@ def check_rows(folder: Path, name: str, rows: int) -> None:
         StoreError: ``store.bad_table``.
     """
     path = folder / name
-    try:
-        with disk_errors(path):
-            size, found = path.stat().st_size, pq.read_metadata(path).num_rows
-    except (pa.ArrowException, ValueError) as error:
-        raise _bad(path, f"cannot be read ({str(error).splitlines()[0][:200]})") from error
+    with disk_errors(path):
+        size = path.stat().st_size
+        try:
+            found = pq.read_metadata(path).num_rows
+        except (pa.ArrowException, ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the disk's, not the file's
+                raise
+            raise _bad(path, f"cannot be read ({str(error).splitlines()[0][:200]})") from error
     if found != rows or rows > size * _ROWS:
         what = f"has {found:,} rows in {size:,} bytes, {rows:,} rows were expected"
         raise _bad(path, what)

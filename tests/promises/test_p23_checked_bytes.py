@@ -67,7 +67,7 @@ def test_swapped_between_check_and_use(
     told: list[str] = []
     with in_memory() as folder:
         for number, (name, kind) in enumerate(FILES.items()):
-            for at in range(0, 4000, 97 if long else 1999):
+            for at in range(0, 4000, 97 if long else 485):
                 store = copied(folder / f"{number}-{at}")
                 module: Any = modules[kind]
                 real: Callable[..., Any] = module.check_part
