@@ -85,3 +85,19 @@ def test_show_prints_the_card_and_writes_it(road: Road, tmp_path: Path) -> None:
     manifest = json.loads((road.store / "scores/unisrec/manifest.json").read_bytes())
     assert f"`{manifest['settings']['teacher_digest']}`" in said
     assert f"{manifest['settings']['quality']['ndcg@10']:.4f}" in said
+
+
+def test_a_base_trained_by_user_with_its_scalars(road: Road, tmp_path: Path) -> None:
+    done = quick(
+        road.path,
+        "kd-student fit --cache cache/toys --no-distill --batching user --ce in-batch --batch-size 256 "
+        f"--epochs 2 --threads 1 --out {tmp_path / 'runs'} --log-dir {tmp_path / 'logs'}",
+    )
+    assert "SASRec base" in done.out
+    run = tmp_path / "runs" / "sasrec-base" / "seed-0"
+    record = json.loads((run / "run.json").read_bytes())
+    assert record["identity"]["train.batching"] == "user"
+    assert [one["stage"] for one in record["history"]] == ["fresh", "fresh"]
+    written = list((tmp_path / "logs" / "sasrec-base" / "seed-0").glob("events.out.tfevents.*"))
+    assert len(written) == 1
+    assert b"validation/ndcg_at_10" in written[0].read_bytes()
