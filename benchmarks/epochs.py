@@ -9,6 +9,7 @@ import torch
 
 from cache.scores import ScoreReader
 from cache.store import Store
+from student.joined import KEPT_BYTES, Joined
 from student.loop import RunState, TrainSettings, make_optimizer, train
 from student.registry import find_student
 from student.targets import join_settings
@@ -17,11 +18,15 @@ __all__ = ["epochs"]
 
 
 def epochs(
-    store: Store, readers: Sequence[ScoreReader] = (), student: str = "sasrec"
+    store: Store,
+    readers: Sequence[ScoreReader] = (),
+    student: str = "sasrec",
+    kept_bytes: int = KEPT_BYTES,
 ) -> Callable[[int], object]:
     """A contender that trains a student for one more standard epoch each time, from scores where there are readers.
 
-    Validation is a constant, so nothing but training is in it.
+    Validation is a constant, so nothing but training is in it. Joined targets are kept from epoch to epoch as one run keeps
+    them, up to `kept_bytes`.
     """
     torch.manual_seed(0)
     kind = find_student(student)
@@ -31,6 +36,7 @@ def epochs(
     settings = TrainSettings(join=join, curriculum=False)
     optimizer = make_optimizer(model, settings)
     state = RunState()
+    kept = Joined(kept_bytes)
 
     def epoch(number: int) -> None:
         state.finished = False
@@ -43,6 +49,7 @@ def epochs(
             validate=lambda: 0.0,
             state=state,
             optimizer=optimizer,
+            kept=kept,
         )
 
     return epoch
