@@ -115,7 +115,7 @@ def pairs(users_T2D: Tensor, items_2T3D: Tensor) -> Tensor:
 
 
 class _Pairs(torch.autograd.Function):
-    """Sums over so few fields are additions, sums of squares products with a vector: torch's reductions take five times as long."""
+    """Sums over so few fields are additions, sums of squares products with a vector: reductions take five times as long."""
 
     @staticmethod
     def forward(ctx: Any, users_T2D: Tensor, items_2T3D: Tensor) -> Tensor:
