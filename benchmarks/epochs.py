@@ -10,6 +10,7 @@ import torch
 
 from cache.scores import ScoreReader
 from cache.store import Store
+from student.joined import KEPT_BYTES, Joined
 from student.loop import RunState, TrainSettings, make_optimizer, train
 from student.registry import find_student
 from student.targets import join_settings
@@ -21,11 +22,13 @@ def epochs(
     store: Store,
     readers: Sequence[ScoreReader] = (),
     student: str = "sasrec",
+    kept_bytes: int = KEPT_BYTES,
     **settings: Any,
 ) -> Callable[[int], object]:
     """A contender that trains a student for one more standard epoch each time, from scores where there are readers.
 
-    Validation is a constant, so nothing but training is in it. `settings` are those of `TrainSettings` that are to differ.
+    Validation is a constant, so nothing but training is in it. Joined targets are kept from epoch to epoch as one run keeps
+    them, up to `kept_bytes`. `settings` are those of `TrainSettings` that are to differ.
     """
     torch.manual_seed(0)
     kind = find_student(student)
@@ -35,6 +38,7 @@ def epochs(
     chosen = TrainSettings(join=join, curriculum=False, **settings)
     optimizer = make_optimizer(model, chosen)
     state = RunState()
+    kept = Joined(kept_bytes)
 
     def epoch(number: int) -> None:
         state.finished = False
@@ -47,6 +51,7 @@ def epochs(
             validate=lambda: 0.0,
             state=state,
             optimizer=optimizer,
+            kept=kept,
         )
 
     return epoch

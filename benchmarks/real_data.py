@@ -1,4 +1,4 @@
-"""The real data set that the benchmarks run on: `scientific`, where it lies beside the checkout."""
+"""The real data sets that the benchmarks run on, where they lie beside the checkout: `scientific`, and `games` for size."""
 
 from __future__ import annotations
 
@@ -10,20 +10,25 @@ from cache.store import Store
 from pipeline.curriculum import PlanSettings, make_plan
 from pipeline.ingest import ingest
 
-__all__ = ["scientific", "scientific_store"]
+__all__ = ["real", "scientific", "scientific_store"]
 
-_SOURCE = Path(__file__).resolve().parents[2] / "shared" / "data" / "scientific"
+_SOURCES = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def real(name: str, folder: Path, benchmark: str) -> Dataset:
+    """A dataset, ingested as it is into `folder`; ends the benchmark with status 2 where there is no source."""
+    path, source = folder / "data" / name, _SOURCES / name
+    if path.is_dir():
+        return open_dataset(path)
+    if not source.is_dir():
+        print(f"{benchmark}: not run, there is no {source}.", file=sys.stderr)
+        raise SystemExit(2)
+    return ingest(source, path, k_core=0).dataset
 
 
 def scientific(folder: Path, benchmark: str) -> Dataset:
-    """The dataset, ingested as it is into `folder`; ends the benchmark with status 2 where there is no source."""
-    path = folder / "data" / "scientific"
-    if path.is_dir():
-        return open_dataset(path)
-    if not _SOURCE.is_dir():
-        print(f"{benchmark}: not run, there is no {_SOURCE}.", file=sys.stderr)
-        raise SystemExit(2)
-    return ingest(_SOURCE, path, k_core=0).dataset
+    """`scientific`, as :func:`real`."""
+    return real("scientific", folder, benchmark)
 
 
 def scientific_store(folder: Path, benchmark: str) -> Store:

@@ -17,6 +17,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from cache.dataset import Dataset
 
 __all__ = ["MODELS", "RecBole", "recbole"]
@@ -43,6 +46,11 @@ SETTINGS = {
     "metric_decimal_place": 6,
     "use_gpu": False,
     "show_progress": False,
+}
+
+#: with `attributes`: what a factorisation machine there can know of what ours knows
+_ATTRIBUTES = {
+    "load_col": {**SETTINGS["load_col"], "item": ["item_id", "brand", "category"]},
 }
 
 _SOFTMAX = {"train_neg_sample_args": None, "loss_type": "CE"}  # over all items, no negatives
@@ -77,7 +85,10 @@ def install() -> None:
 
 
 class RecBole:
-    """A running RecBole; commands are those of peers/recbole_peer.py."""
+    """A running RecBole; commands are those of peers/recbole_peer.py.
+
+    An answer's `seconds` and `processor` are the work's own, on the clock and on the processor.
+    """
 
     def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
         self._process = process
@@ -102,17 +113,32 @@ class RecBole:
 
 @contextmanager
 def recbole(
-    dataset: Dataset, folder: Path, model: str = "SASRec", **more: Any
+    dataset: Dataset,
+    folder: Path,
+    model: str = "SASRec",
+    attributes: NDArray[np.int64] | None = None,
+    **more: Any,
 ) -> Iterator[RecBole]:
-    """A model of RecBole on the interactions of `dataset`, in an atomic file under `folder`."""
+    """A model of RecBole on the interactions of `dataset`, in an atomic file under `folder`.
+
+    Args:
+        attributes: [V, 2] which brand and which category each item has, for it to know.
+    """
     install()
-    home = folder / f"recbole-{model}"
+    home = folder / (f"recbole-{model}" if attributes is None else f"recbole-{model}-attributes")
     (home / "toys").mkdir(parents=True, exist_ok=True)
     with (home / "toys" / "toys.inter").open("w") as file:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
         for user in range(dataset.num_users):
             for position, item in enumerate(dataset.sequence(user)):
                 file.write(f"{user}\t{item}\t{position}\n")
+    if attributes is not None:
+        rows = [
+            f"{item}\t{brand}\t{kind}\n" for item, (brand, kind) in enumerate(attributes.tolist())
+        ]
+        head = "item_id:token\tbrand:token\tcategory:token\n"
+        (home / "toys" / "toys.item").write_text(head + "".join(rows))
+        more = {**_ATTRIBUTES, **more}
     settings = {**SETTINGS, **MODELS[model], "MAX_ITEM_LIST_LENGTH": dataset.max_length, **more}
     script = [str(_PYTHON), str(_PEERS / "recbole_peer.py"), model, str(home), "toys"]
     log = home / "log.txt"

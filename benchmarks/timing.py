@@ -1,7 +1,8 @@
 """What the benchmarks share: contenders that take turns in one process, and the line that says whether a goal is kept.
 
 Ratios of neighbouring turns, not seconds, are what is compared: whatever else the machine does slows both. The median is
-judged; the spread is printed so that a reader sees how far to trust it.
+judged; the spread is printed so that a reader sees how far to trust it. Where the machine is busy, processor time says more
+than the clock does: `clocks` takes both.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from statistics import median
 
-__all__ = ["goal", "ratios", "turns"]
+__all__ = ["clocks", "goal", "ratios", "turns"]
 
 #: something to time; told the number of the round, so that contenders can be given the same work
 Contender = Callable[[int], object]
@@ -22,16 +23,25 @@ def turns(contenders: Sequence[Contender], rounds: int, *, warm: int = 1) -> lis
     Args:
         warm: rounds before, which are not counted.
     """
+    return clocks(contenders, rounds, warm=warm)[0]
+
+
+def clocks(
+    contenders: Sequence[Contender], rounds: int, *, warm: int = 1
+) -> tuple[list[list[float]], list[list[float]]]:
+    """As :func:`turns`: seconds of the clock, and of this process on the processor, all its threads together."""
     taken: list[list[float]] = [[] for _ in contenders]
+    worked: list[list[float]] = [[] for _ in contenders]
     for number in range(-warm, rounds):
         for place in range(len(contenders)):
             which = (number + place) % len(contenders)
-            start = time.perf_counter()
+            start, processor = time.perf_counter(), time.process_time()
             contenders[which](number)
-            seconds = time.perf_counter() - start
+            seconds, processor = time.perf_counter() - start, time.process_time() - processor
             if number >= 0:
                 taken[which].append(seconds)
-    return taken
+                worked[which].append(processor)
+    return taken, worked
 
 
 def ratios(seconds: Sequence[float], of: Sequence[float]) -> list[float]:

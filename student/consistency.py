@@ -9,9 +9,11 @@ functions; nothing here depends on a student, reads a file or knows a teacher's 
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = ["Consistency", "consistency_weights", "disagreement", "join", "retemper", "threshold"]
@@ -42,8 +44,10 @@ def disagreement(scores_KTC: Tensor) -> Tensor:
 def threshold(worst: Tensor, epsilon: float | str) -> float | Tensor:
     """The number itself, or for ``"0.8q"`` that quantile of the batch's largest disagreements."""
     if isinstance(epsilon, str):
-        # kthvalue rather than quantile: no interpolation, no limit on the number of entries
+        # of order rather than torch's quantile: no interpolation, no limit on the number of entries
         rank = max(1, round(float(epsilon.removesuffix("q")) * worst.numel()))
+        if worst.device.type == "cpu":  # the same number as kthvalue's, eight times sooner
+            return float(np.partition(worst.flatten().numpy(), rank - 1)[rank - 1])
         return worst.flatten().kthvalue(rank).values
     return epsilon
 
@@ -93,6 +97,50 @@ def join(
     floor: float = 1e-8,
 ) -> Tensor:
     """q_TC: the joined scores (eq. 5), floored and renormalised (eq. 7); each row sums to one."""
-    weights = consistency_weights(scores_KTC, prior_K, epsilon=epsilon, by=by)
-    joined = (weights * scores_KTC).sum(dim=0).clamp_(min=floor)
+    if by == "pair" and len(scores_KTC) > 2 and scores_KTC.device.type == "cpu":
+        joined = _joined_by_pair(scores_KTC, prior_K.tolist(), epsilon)
+    else:
+        weights = consistency_weights(scores_KTC, prior_K, epsilon=epsilon, by=by)
+        joined = weights[0] * scores_KTC[0]
+        for weight, scores_TC in zip(weights[1:], scores_KTC[1:], strict=True):
+            joined.addcmul_(weight, scores_TC)
+    joined.clamp_(min=floor)
     return joined.div_(joined.sum(dim=-1, keepdim=True))
+
+
+def _joined_by_pair(scores_KTC: Tensor, prior_K: list[float], epsilon: float | str) -> Tensor:
+    """[T, C] eq. 5 with the weights of `consistency_weights`, without making them: a third of the time.
+
+    With m the teachers' mean, dropping teacher k takes `K / (K - 1) w_k (x_k - m)` from the sum by the default weights; the
+    worst is the largest or the smallest. Both are computed of the gaps to the first teacher, so nothing is lost where
+    all agree, and the dropped one is looked up only for the pairs that drop one.
+    """
+    count = len(scores_KTC)
+    first_TC = scores_KTC[0]
+    gaps_kTC = scores_KTC[1:] - first_TC
+    joined = first_TC * sum(prior_K)
+    squares = torch.zeros_like(joined)
+    for gap_TC, share in zip(gaps_kTC, prior_K[1:], strict=True):
+        joined.add_(gap_TC, alpha=share)
+        squares.addcmul_(gap_TC, gap_TC)
+    mean_TC = gaps_kTC.sum(dim=0).div_(count)
+    above = gaps_kTC.amax(dim=0).clamp_(min=0).sub_(mean_TC)
+    least_TC = gaps_kTC.amin(dim=0).clamp_(max=0)
+    below = torch.sub(mean_TC, least_TC, out=least_TC)
+    far_TC = torch.maximum(above, below, out=above)
+    # eq. 4 of the farthest, K far^2 + sum (x_k - m)^2, over C^2
+    worst = squares.addcmul_(far_TC, far_TC, value=count).addcmul_(mean_TC, mean_TC, value=-count)
+    worst.mul_(joined.shape[-1] ** 2)
+    odd = np.flatnonzero(worst.numpy() > threshold(worst, epsilon))
+    mean, far = (one.numpy().ravel()[odd] for one in (mean_TC, far_TC))
+    flat_kn = gaps_kTC.flatten(1).numpy()
+    taken: NDArray[np.floating[Any]] = np.zeros_like(mean)
+    left = np.ones(len(odd), np.bool_)
+    for k, share in enumerate(prior_K):
+        apart = flat_kn[k - 1][odd] - mean if k else -mean
+        dropped = np.equal(np.abs(apart), far) & left  # of equals the first
+        left &= ~dropped
+        taken += np.multiply(apart, dropped, out=apart) * mean.dtype.type(share)
+    flat_n = joined.numpy().ravel()
+    flat_n[odd] -= taken * mean.dtype.type(count / (count - 1))
+    return joined

@@ -23,6 +23,7 @@ from encoder.dropout import seed_step
 from encoder.packed import Packed
 from student.batches import Batches, FreshBatches, UserBatches, instances_of
 from student.hetcomp import HetComp, HetCompSettings
+from student.joined import Joined
 from student.losses import Direction, cross_entropy, distillation_loss, fused_loss
 from student.permutations import list_loss
 from student.protocol import AnyStudent, OwnLoss, Scorer, Student
@@ -271,6 +272,7 @@ def train(
     on_epoch: Callable[[RunState], None] = lambda state: None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     device: torch.device | str = "cpu",
+    kept: Joined | None = None,
 ) -> RunState:
     """Train `model` until validation stops improving; its best weights are in the returned state.
 
@@ -279,6 +281,7 @@ def train(
         state: where a former run stood; `model` and `optimizer` must hold what they held then.
         on_epoch: told after every epoch; the place to keep a checkpoint.
         on_step: told (steps done in this epoch, steps in this epoch).
+        kept: holds the joined targets of epochs before this call, and those to come.
 
     Raises:
         TeacherError: ``model.not_finite`` when the loss is no number.
@@ -323,6 +326,7 @@ def train(
     elif torch.device(device).type == "cpu" and settings.ce == "full":
         most = min(settings.batch_size or plan.batch_size, plan.num_instances)
         workspace = torch.empty(most, dataset.num_items)
+    kept = Joined() if kept is None else kept
     while not state.finished and (now := epoch_batches(settings, plan, state.epoch)):
         name, source, order = now
         model.train()
@@ -338,6 +342,7 @@ def train(
             tiled=getattr(model, "attends", True),
             own=settings.ce == "in-batch",
             lists=hetcomp.lists if hetcomp else None,
+            kept=kept,
         )
         for done, batch in enumerate(batches, start=1):
             seed_step(settings.seed, state.step)

@@ -13,7 +13,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -25,8 +25,12 @@ from cache.errors import StoreError, UsageError
 from cache.plan import Batch
 from encoder.packed import Packed, sent
 from student.batches import UNPLANNED, Batches, UserBatches
-from student.consistency import Consistency, join, retemper
+from student.consistency import Consistency, join
+from student.heard import Factors, Scores
 from student.prefixes import own_items, shared
+
+if TYPE_CHECKING:
+    from student.joined import Joined
 
 __all__ = [
     "Factors",
@@ -46,36 +50,6 @@ __all__ = [
 Items: TypeAlias = Literal["in-batch", "all"]
 
 _FLOOR = 1e-8
-
-
-class Scores(Protocol):
-    """One teacher's score set: log-probabilities of each batch's columns at temperature `tau`."""
-
-    @property
-    def name(self) -> str:
-        """The teacher's."""
-
-    @property
-    def tau(self) -> float:
-        """Temperature that the stored log-probabilities have."""
-
-    @property
-    def quality(self) -> float | None:
-        """The teacher's validation NDCG@10, where it is known."""
-
-    def __getitem__(self, index: int, /) -> NDArray[np.floating[Any]]:
-        """[T, C] of batch `index`."""
-
-
-@runtime_checkable
-class Factors(Protocol):
-    """What a teacher's factor set has beyond `Scores`: its answer about any history and any items."""
-
-    def history_vectors(self, instances: NDArray[np.int32], /) -> NDArray[np.float16]:
-        """[T, D] of instances of the plan."""
-
-    def item_vectors(self, items: NDArray[Any] | None = None, /) -> NDArray[np.float16]:
-        """[C, D] of items, all of them by default."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,27 +181,23 @@ def target_of(
         UsageError: ``fit.no_factors`` for a teacher without factors, and a batch of no plan or all items.
     """
     everything = settings.items == "all"
-    logps = [
-        _log_probabilities(reader, batch, settings, device if everything else "cpu")
-        for reader in readers
-    ]
-    if len(logps) == 1:  # nothing to join, and the logarithms are at hand
-        (logp_TC,) = logps
+    place = device if everything else "cpu"
+    if len(readers) == 1:  # nothing to join, and the logarithms are at hand
+        logp_TC = torch.log_softmax(_logits(readers[0], batch, settings, place), dim=-1)
         q_TC = logp_TC.exp()
         entropy = -torch.dot(q_TC.flatten(), logp_TC.flatten()) / len(q_TC)
         q_TC.clamp_(min=_FLOOR)
         if everything:  # so many floors add up
             q_TC.div_(q_TC.sum(dim=-1, keepdim=True))
     else:
-        scores_KTC = torch.stack(logps).exp_()
         q_TC = join(
-            scores_KTC,
+            _softmaxes(readers, batch, settings, place),
             torch.tensor(settings.weights),
             epsilon=settings.epsilon,
             by=settings.consistency,
             floor=_FLOOR,
         )
-        entropy = torch.special.entr(q_TC).sum() / len(q_TC)
+        entropy = -torch.dot(q_TC.flatten(), q_TC.log().flatten()) / len(q_TC)
     if not math.isfinite(entropy):
         raise StoreError(
             f"{called(batch)}: the scores of {', '.join(reader.name for reader in readers)} hold "
@@ -237,19 +207,32 @@ def target_of(
     return Target(q_TC=q_TC, entropy=float(entropy), all_items=everything)
 
 
-def _log_probabilities(
+def _softmaxes(
+    readers: Sequence[Scores], batch: Batch, settings: JoinSettings, device: torch.device | str
+) -> Tensor:
+    """[K, T, C] eq. 2 of every teacher, each computed where it stands in the whole."""
+    first_TC = _logits(readers[0], batch, settings, device)
+    scores_KTC = first_TC.new_empty(len(readers), *first_TC.shape)
+    for k, reader in enumerate(readers):
+        logits_TC = _logits(reader, batch, settings, device) if k else first_TC
+        torch.softmax(logits_TC, dim=-1, out=scores_KTC[k])
+    return scores_KTC
+
+
+def _logits(
     reader: Scores, batch: Batch, settings: JoinSettings, device: torch.device | str
 ) -> Tensor:
-    """[T, C] eq. 2's logarithm at the temperature asked for, over the batch's columns or all items."""
+    """[T, C] whose softmax is eq. 2 at the temperature asked for, over the batch's columns or all items; float32."""
     everything = settings.items == "all"
     if isinstance(reader, Factors):
         # the product is a batch of the plan's too: nothing is rounded to a stored logarithm in between
         users_TD = torch.from_numpy(reader.history_vectors(batch.instances))
         items_CD = torch.from_numpy(reader.item_vectors(None if everything else batch.items))
         raw_TC = users_TD.to(device).float() @ items_CD.to(device).float().T
-        return torch.log_softmax(raw_TC.div_(settings.tau), dim=-1)
+        return raw_TC.div_(settings.tau)
     _refuse_beyond_plan(reader, batch, everything)
-    return retemper(torch.from_numpy(_read(reader, batch)), reader.tau, settings.tau)
+    logits_TC = _read(reader, batch).float()
+    return logits_TC if reader.tau == settings.tau else logits_TC * (reader.tau / settings.tau)
 
 
 def scores_of(
@@ -270,7 +253,7 @@ def scores_of(
         items_CD = torch.from_numpy(reader.item_vectors(None if everything else batch.items))
         return users_nD.to(device).float() @ items_CD.to(device).float().T
     _refuse_beyond_plan(reader, batch, everything)
-    return torch.from_numpy(_read(reader, batch)[rows])
+    return _read(reader, batch)[torch.from_numpy(rows)].float()
 
 
 def _refuse_beyond_plan(reader: Scores, batch: Batch, everything: bool) -> None:
@@ -287,17 +270,18 @@ def called(batch: Batch) -> str:
     return "a fresh batch" if batch.index == UNPLANNED else f"batch {batch.index}"
 
 
-def _read(reader: Scores, batch: Batch) -> NDArray[np.float32]:
-    """[T, C], a copy."""
-    scores_TC = reader[batch.index].astype(np.float32)
+def _read(reader: Scores, batch: Batch) -> Tensor:
+    """[T, C] of the type that is stored; torch widens a float16 ten times as fast as numpy."""
+    stored_TC = reader[batch.index]
     expected = (len(batch.instances), len(batch.items))
-    if scores_TC.shape != expected:
+    if stored_TC.shape != expected:
         raise StoreError(
-            f"batch {batch.index}: scores of shape {scores_TC.shape} by {reader.name} found, "
+            f"batch {batch.index}: scores of shape {stored_TC.shape} by {reader.name} found, "
             f"{expected} expected; the store does not fit its plan, run `kd-cache verify`.",
             code="store.wrong_shape",
         )
-    return scores_TC
+    # torch wants what it is given writable
+    return torch.from_numpy(np.require(stored_TC, requirements=["C", "W"]))
 
 
 def prepared(
@@ -312,6 +296,7 @@ def prepared(
     tiled: bool = True,
     own: bool = False,
     lists: Callable[[Batch], Lists] | None = None,
+    kept: Joined | None = None,
 ) -> Iterator[Prepared]:
     """The plan's batches in `order`, each made ready before it is asked for, at most `ahead` (at least 1) at a time.
 
@@ -320,6 +305,7 @@ def prepared(
         tiled: False for a student without attention: `Packed.of` has less to do.
         own: tell which columns are a user's own items, in batches by user.
         lists: makes the teachers' rankings of a batch, where they are joined by rank.
+        kept: targets of former epochs over the same plan, readers and settings.
     """
     by_user = isinstance(plan, UserBatches)
     ready: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=max(1, ahead))
@@ -334,11 +320,21 @@ def prepared(
             return True
         return False
 
+    def target(batch: Batch) -> Target | None:
+        if settings is None:
+            return None
+        if kept is not None and (known := kept.get(batch.index)):
+            return known
+        made = target_of(readers, batch, settings, device)
+        if kept is not None:
+            kept.put(batch.index, made)
+        return made
+
     def work() -> None:
         try:
             for index in order:
                 batch = plan[int(index)]
-                made = _prepare(dataset, batch, readers, settings, device, tiled, by_user)
+                made = _prepare(dataset, batch, target(batch), device, tiled, by_user)
                 if own and by_user:
                     own_TC = sent(torch.from_numpy(own_items(dataset, batch)), device)
                     made = replace(made, own_TC=own_TC)
@@ -366,13 +362,11 @@ def prepared(
 def _prepare(
     dataset: Dataset,
     batch: Batch,
-    readers: Sequence[Scores],
-    settings: JoinSettings | None,
+    target: Target | None,
     device: torch.device | str,
     tiled: bool,
     by_user: bool,
 ) -> Prepared:
-    target = None if settings is None else target_of(readers, batch, settings, device)
     items_C = _index(batch.items)
     columns_T = _index(batch.columns)
     return Prepared(

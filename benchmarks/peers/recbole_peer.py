@@ -106,9 +106,10 @@ def main() -> None:
         command = json.loads(line)
         torch.set_num_threads(command.pop("threads"))
         work = getattr(peer, command.pop("do"))
-        start = time.perf_counter()
+        start, processor = time.perf_counter(), time.process_time()
         answer = work(**command)
         answer["seconds"] = time.perf_counter() - start
+        answer["processor"] = time.process_time() - processor
         print(json.dumps(answer), file=answers, flush=True)
 
 

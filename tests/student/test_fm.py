@@ -132,6 +132,24 @@ def test_the_way_back_that_is_written_out_is_that_of_finite_differences() -> Non
     assert torch.autograd.gradcheck(pairs, [users, items])
 
 
+def test_one_look_at_the_table_finds_and_teaches_what_two_embeddings_do(store: Store) -> None:
+    fields = made("fm", store.dataset).fields.double()
+    rows = torch.tensor([3, 3, 17])
+    slopes = torch.randn(4, 2, 9, dtype=torch.float64), torch.randn(3, 3, 9, dtype=torch.float64)
+    asked = packed(HISTORIES, USERS)
+    found = []
+    for users, items in (
+        fields.of_both(asked, rows),
+        (fields.of_users(asked), fields.of_items(rows)),
+    ):
+        fields.zero_grad()
+        ((users * slopes[0]).sum() + (items * slopes[1]).sum()).backward()
+        assert fields.table.weight.grad is not None
+        found.append((users.detach(), items.detach(), fields.table.weight.grad.clone()))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_attributes_are_told_apart_and_missing_ones_are_one_value(store: Store) -> None:
     found = codes(store.dataset).tolist()
     for one, other in itertools.combinations(range(24), 2):
