@@ -10,6 +10,7 @@ the SciPy of its day: names that they took away since are put back before it is 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import warnings
@@ -26,6 +27,8 @@ import scipy.sparse  # noqa: E402
 
 scipy.sparse.dok_matrix._update = lambda self, values: self._dict.update(values)
 
+# its trainer reads back the checkpoint that it wrote itself a moment before, which torch refuses by now
+os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"
 import torch  # noqa: E402
 from recbole.config import Config  # noqa: E402
 from recbole.data import create_dataset, data_preparation  # noqa: E402
