@@ -28,6 +28,7 @@ test: lint
 
 # The promises of docs/promises.md with their long attacks, then the mutants that take one safeguard away each.
 promises: $(VENV)/.installed
+	-$(PIP) install 'atheris>=3'  # no wheel for every Python: P05 then goes without its fuzzer
 	$(BIN)/python -m pytest tests/promises --long -o faulthandler_timeout=0
 	$(BIN)/python tests/promises/mutants.py
 

@@ -32,7 +32,7 @@ from real_data import scientific, scientific_store
 from timing import clocks, goal, ratios
 
 from cache.store import Store
-from pipeline.build import build
+from pipeline.build import Keep, build
 from pipeline.teach import tune
 from teachers.registry import load_teacher
 from teachers.text import TextSettings
@@ -44,7 +44,7 @@ TEACHERS, SETS = 3, 8
 
 
 def taught_store(folder: Path) -> Store:
-    """The store with eight score sets of three teachers."""
+    """The store with eight score sets of three teachers, and the factors of the first."""
     dataset = scientific(folder, NAME)
     store = scientific_store(folder, NAME)
     for number in range(SETS):
@@ -64,7 +64,8 @@ def taught_store(folder: Path) -> Store:
             device="cpu",
             report=lambda done, total, note: None,
         )
-        build(load_teacher(tuned), store, name=f"seed-{number}")
+        keep: Keep = "scores" if number else "both"
+        build(load_teacher(tuned), store, name=f"seed-{number}", keep=keep)
     return store
 
 
@@ -74,6 +75,10 @@ def compare(store: Store, threads: int, rounds: int) -> bool:
     readers = [store.scores(name) for name in store.names]
     contenders = [epochs(store, readers[:count]) for count in (0, 1, 2, TEACHERS, SETS)]
     contenders += [epochs(store, readers[:count], kept_bytes=0) for count in (1, TEACHERS, SETS)]
+    factors = [store.factors("seed-0")]
+    size = store.plan.batch_size
+    contenders.append(epochs(store, factors, batch_size=size))
+    contenders.append(epochs(store, factors, batch_size=size, items="all"))
     taken, worked = clocks(contenders, rounds)
 
     def told(
@@ -96,6 +101,8 @@ def compare(store: Store, threads: int, rounds: int) -> bool:
     kept &= told(f"an epoch with {SETS} score sets", 4, two, 2, FLAT, LEAST)
     for which, count in ((5, 1), (6, TEACHERS), (7, SETS)):
         told(f"an epoch that joins {count} anew", which, plain, 0, None, None)
+    told("an epoch of fresh batches from factors", 8, plain, 0, None, None)
+    told("an epoch over all items from factors", 9, plain, 0, None, None)
     return kept
 
 

@@ -8,33 +8,35 @@ from typing import Any
 
 import torch
 
+from cache.factors import FactorReader
 from cache.scores import ScoreReader
 from cache.store import Store
 from student.joined import KEPT_BYTES, Joined
 from student.loop import RunState, TrainSettings, make_optimizer, train
 from student.registry import find_student
-from student.targets import join_settings
+from student.targets import Items, join_settings
 
 __all__ = ["epochs"]
 
 
 def epochs(
     store: Store,
-    readers: Sequence[ScoreReader] = (),
+    readers: Sequence[ScoreReader | FactorReader] = (),
     student: str = "sasrec",
     kept_bytes: int = KEPT_BYTES,
+    items: Items = "in-batch",
     **settings: Any,
 ) -> Callable[[int], object]:
     """A contender that trains a student for one more standard epoch each time, from scores where there are readers.
 
     Validation is a constant, so nothing but training is in it. Joined targets are kept from epoch to epoch as one run keeps
-    them, up to `kept_bytes`. `settings` are those of `TrainSettings` that are to differ.
+    them, up to `kept_bytes`. `items` are those that teachers are heard over, `settings` those of `TrainSettings` that are to differ.
     """
     torch.manual_seed(0)
     kind = find_student(student)
     longest = {"max_length": store.dataset.max_length} if "max_length" in kind.fields else {}
     model = kind.make(kind.config(**longest), store.dataset)
-    join = join_settings(readers) if readers else None
+    join = join_settings(readers, items=items) if readers else None
     chosen = TrainSettings(join=join, curriculum=False, **settings)
     optimizer = make_optimizer(model, chosen)
     state = RunState()
