@@ -30,7 +30,8 @@ def epochs(
     """A contender that trains a student for one more standard epoch each time, from scores where there are readers.
 
     Validation is a constant, so nothing but training is in it. Joined targets are kept from epoch to epoch as one run keeps
-    them, up to `kept_bytes`. `items` are those that teachers are heard over, `settings` those of `TrainSettings` that are to differ.
+    them, up to `kept_bytes`. `items` is over what the teachers are heard, `settings` those of
+    `TrainSettings` that are to differ.
     """
     torch.manual_seed(0)
     kind = find_student(student)

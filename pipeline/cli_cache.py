@@ -1,5 +1,5 @@
-"""`kd-cache ingest | sample | plan | build | show | verify`, `extend` from cli_extend.py and, from cli_share.py, `push | pull |
-merge | sign`. Thin.
+"""`kd-cache ingest | sample | plan | show | verify`; `build` is cli_build.py's, `extend` cli_extend.py's, and
+`push | pull | merge | sign` are cli_share.py's. Thin.
 
 Torch is imported only where a teacher is asked, so that the other commands answer at once.
 """
@@ -12,29 +12,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cache.codec import Codec
 from cache.dataset import Dataset, InstanceKind, open_dataset
 from cache.errors import StoreError, UsageError
-from cache.manifest import read_manifest
-from cache.paths import checkpoint_of
-from cache.plan import Plan, PlannedBatch
-from cache.score_writer import TAU
+from cache.plan import Plan
 from cache.signature import SIGNATURE
 from cache.store import Store
 from cache.verify import compare, verify
 from pipeline import console
-from pipeline.build import (
-    Keep,
-    build,
-    estimate_factors,
-    estimate_seconds,
-    refuse_no_factors,
-    scorer,
-)
-from pipeline.build import estimate as estimate_scores
+from pipeline.build import estimate_seconds, scorer
+from pipeline.cli_build import CacheOption, asked_teacher, build_command, called_as
 from pipeline.cli_extend import extend_command
 from pipeline.cli_share import add_commands
-from pipeline.config import check_finite, find_dataset, find_store, parse_epsilon, tuned_folder
+from pipeline.config import check_finite, find_dataset, find_store, parse_epsilon
 from pipeline.curriculum import PlanSettings, Popularity, estimate, make_plan, planned
 from pipeline.ingest import FORMATS, ingest
 from pipeline.ingest.freeze import Ingested
@@ -42,10 +31,9 @@ from pipeline.join_options import ConsistencyOption, EpsilonOption, TauOption
 from pipeline.sample import write_sample
 from pipeline.show import show
 from pipeline.sign import SignedByOption, check_signed_here
-from pipeline.together import Crew, take_own_gpu
 
 if TYPE_CHECKING:
-    from teachers.protocol import Teacher
+    pass
 
 app = typer.Typer(
     name="kd-cache",
@@ -56,10 +44,6 @@ app = typer.Typer(
 )
 
 _PLAN = PlanSettings()
-
-CacheOption = Annotated[
-    Path | None, typer.Option("--cache", help="The store; by default the only one in cache/.")
-]
 
 
 @app.command("ingest", short_help="Freeze interactions and item texts.")
@@ -174,7 +158,7 @@ def plan(
         seed=seed,
     )
     target = cache or Path("cache") / where.resolve().name
-    asked = _teacher(teacher, target) if teacher else None
+    asked = asked_teacher(teacher, target) if teacher else None
     if not dry_run and _is_planned(target, dataset, settings):
         console.say(f"{target}: is there already, with this dataset and this very plan")
         return
@@ -208,78 +192,7 @@ def plan(
         console.hint(f"kd-teacher tune unisrec --data {where}")
 
 
-@app.command("build", short_help="Ask a teacher once and keep what it said.")
-def build_command(
-    teacher: Annotated[
-        str, typer.Option(help="A tuned teacher: its name, or the folder it lies in.")
-    ],
-    cache: CacheOption = None,
-    name: Annotated[
-        str | None, typer.Option(help="Of what is kept; by default the teacher's.")
-    ] = None,
-    tau: Annotated[float, typer.Option(help="Temperature of the stored softmax.", min=1e-3)] = TAU,
-    keep: Annotated[
-        Keep,
-        typer.Option(
-            help="Scores of the plan's batches; or the vectors whose products they are, from which students may "
-            "draw any batches; or both."
-        ),
-    ] = "scores",
-    codec: Annotated[
-        Codec,
-        typer.Option(
-            help="Of scores: float16 as it is; or a byte each, half the size for the road and slower to read."
-        ),
-    ] = "none",
-    together: Annotated[
-        bool,
-        typer.Option(
-            "--together",
-            help="Share the work with whoever types this too, here or on machines that see this folder.",
-        ),
-    ] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what it would cost, write nothing.")
-    ] = False,
-) -> None:
-    """Ask a teacher about every batch, once, and keep what it said in the store."""
-    store = Store.open(find_store(cache, "kd-cache build"))
-    crew = Crew() if together else None
-    if crew is not None:
-        take_own_gpu()
-    asked = _teacher(teacher, store.path)
-    if dry_run:
-        _tell_cost(store, asked, keep, codec)
-        return
-    called = name or _called(teacher, asked)
-    folders = {"scores": store.folder(called), "factors": store.factor_folder(called)}
-    kinds = [kind for kind in folders if keep in (kind, "both")]
-    known = [kind for kind in kinds if folders[kind].exists()]
-    with console.progress(f"{store.path}: {asked.name}") as report:
-        build(
-            asked,
-            store,
-            tau=tau,
-            name=called,
-            quality=asked.quality,
-            keep=keep,
-            codec=codec,
-            progress=lambda stage, done, total: report(done, total, stage),
-            crew=crew,
-        )
-    batches = console.count(len(store.plan), "batch", "batches")
-    instances = console.count(store.plan.num_instances, "instance")
-    for kind in kinds:
-        manifest = read_manifest(folders[kind], kind)
-        size = console.size(sum(entry.size for entry in manifest.files))
-        what = f"{batches if kind == 'scores' else instances}, {size}, {manifest.digest[:19]}"
-        console.say(f"{folders[kind]}: {what}{', built before' if kind in known else ''}")
-    if crew is not None:
-        did = f"did {crew.did:,} of {console.count(crew.of, 'piece')} of the work"
-        console.say(f"{store.path}: this process {did if crew.of else 'came late, all was done'}")
-    console.hint(f"kd-student fit --cache {store.path} --compare")
-
-
+app.command("build", short_help="Ask a teacher once and keep what it said.")(build_command)
 app.command("extend", short_help="Go on with a store: a later log, new batches, old scores.")(
     extend_command
 )
@@ -349,9 +262,9 @@ def verify_command(
         signed = f", signed by the owner of {signed_by}"
         signed += f" (who signed {', '.join(absent)} too, not here)" if absent else ""
     if opened and teacher:
-        asked = _teacher(teacher, path)
+        asked = asked_teacher(teacher, path)
         found += compare(
-            opened, name or _called(teacher, asked), scorer(asked, opened.dataset), sample=sample
+            opened, name or called_as(teacher, asked), scorer(asked, opened.dataset), sample=sample
         )
     if len(found) == 1:
         raise found[0]
@@ -372,47 +285,6 @@ def verify_command(
 
 
 add_commands(app)
-
-
-def _teacher(name: str, store: Path) -> Teacher:
-    from teachers.registry import load_teacher
-
-    return load_teacher(tuned_folder(name, store))
-
-
-def _tell_cost(store: Store, asked: Teacher, keep: Keep, codec: Codec) -> None:
-    """What a build would take."""
-    dataset, plan = store.dataset, store.plan
-    refuse_no_factors(asked, keep)
-    rows = []
-    if keep != "factors":
-        rows.append(["scores", console.size(estimate_scores(plan, codec))])
-    if keep != "scores":
-        width = asked.encode_items(dataset).shape[1]
-        size = estimate_factors(plan, items=dataset.num_items, width=width)
-        rows.append(["factors", console.size(size)])
-    batches = [
-        PlannedBatch(round=one.round, bucket=one.bucket, instances=one.instances)
-        for one in map(plan.__getitem__, range(len(plan)))
-    ]
-    instances = (plan.instance_users, plan.instance_ends)
-    seconds = estimate_seconds(asked, dataset, instances, batches)
-    console.table(
-        f"{store.path}: {asked.name}, dry run: nothing was written",
-        ["", "value"],
-        [
-            ["instances", f"{plan.num_instances:,}"],
-            ["batches", f"{len(plan):,}"],
-            *rows,
-            ["time", f"about {console.duration(max(seconds, 1))} on this machine"],
-        ],
-    )
-
-
-def _called(named: str, teacher: Teacher) -> str:
-    """The name of a teacher's sets: its own, or its folder's where that is a checkpoint on its way (unisrec@1)."""
-    folder = Path(named).name
-    return folder if (checkpoint_of(folder) or ("", 0))[0] == teacher.name else teacher.name
 
 
 def _is_planned(target: Path, dataset: Dataset, settings: PlanSettings) -> bool:
