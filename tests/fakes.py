@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,9 @@ from cache.store import Store
 
 __all__ = [
     "PairTeacher",
+    "StoppedError",
     "TableTeacher",
+    "stopping_at",
     "tiny_dataset",
     "tiny_plan",
     "tiny_store",
@@ -58,6 +60,28 @@ class TableTeacher:
     ) -> NDArray[np.float32]:
         self.calls["score"] += 1
         return users_TD @ items_CD.T
+
+
+class StoppedError(Exception):
+    """What a teacher of :func:`stopping_at` raises."""
+
+
+T = TypeVar("T", bound=TableTeacher)
+
+
+def stopping_at(teacher: T, kind: str, at: int) -> T:
+    """The same teacher, which stops at its `at`-th answer of a kind: histories or score."""
+    answer = {"histories": "encode_histories", "score": "score"}[kind]
+    real = getattr(teacher, answer)
+
+    def stopping(*asked: Any) -> NDArray[np.float32]:
+        if teacher.calls[kind] == at:
+            raise StoppedError
+        found: NDArray[np.float32] = real(*asked)
+        return found
+
+    setattr(teacher, answer, stopping)
+    return teacher
 
 
 class PairTeacher(TableTeacher):

@@ -10,7 +10,7 @@ from cache.errors import StoreError, TeacherError, UsageError
 from cache.store import Store
 from cache.verify import verify
 from pipeline.build import build, estimate_factors
-from tests.fakes import PairTeacher, TableTeacher, tiny_store, tree
+from tests.fakes import PairTeacher, StoppedError, TableTeacher, stopping_at, tiny_store, tree
 
 SMALL_SHARDS = 400
 BLOCK = 8
@@ -26,28 +26,6 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def store(tmp_path) -> Store:
     return tiny_store(tmp_path / "store")
-
-
-class StoppedError(Exception):
-    pass
-
-
-class Stopped(TableTeacher):
-    """Stops at its n-th answer of a kind."""
-
-    def __init__(self, kind: str, at: int) -> None:
-        super().__init__()
-        self._stop = (kind, at)
-
-    def encode_histories(self, dataset, users, ends):
-        if ("histories", self.calls["histories"]) == self._stop:
-            raise StoppedError
-        return super().encode_histories(dataset, users, ends)
-
-    def score(self, users_TD, items_CD):
-        if ("score", self.calls["score"]) == self._stop:
-            raise StoppedError
-        return super().score(users_TD, items_CD)
 
 
 def kept(store: Store, **how) -> dict[str, str]:
@@ -99,7 +77,7 @@ def test_items_and_histories_are_encoded_once(store, keep):
 
 
 def test_an_interrupted_build_of_both_never_pays_twice(store, tmp_path):
-    stops = [Stopped("histories", 2), Stopped("score", 6)]
+    stops = [stopping_at(TableTeacher(), "histories", 2), stopping_at(TableTeacher(), "score", 6)]
     for teacher in stops:
         with pytest.raises(StoppedError):
             build(teacher, store, keep="both", shard_bytes=SMALL_SHARDS)
@@ -127,7 +105,7 @@ def test_what_is_sealed_is_not_touched_by_what_is_added(store, tmp_path, first, 
 
 
 def test_scores_begun_alone_lend_their_vectors_to_both(store):
-    first = Stopped("score", 3)
+    first = stopping_at(TableTeacher(), "score", 3)
     with pytest.raises(StoppedError):
         build(first, store)
     second = TableTeacher()

@@ -22,7 +22,7 @@ from cache.verify import ATOL, compare, verify
 from pipeline.build import build, scorer
 from pipeline.extend import check_teacher, extend, grow, open_or_create, set_cost
 from pipeline.grow import join
-from tests.fakes import PairTeacher, TableTeacher, tree
+from tests.fakes import PairTeacher, StoppedError, TableTeacher, stopping_at, tree
 from tests.later import Counting, dataset_of, later_of, log_of, store_of
 
 SMALL_SHARDS = 400
@@ -177,31 +177,13 @@ def test_new_items_without_a_new_instance_still_get_their_factors(tmp_path):
     assert verify(store.path) == []
 
 
-class StoppedError(Exception):
-    pass
-
-
-class Stopped(Counting):
-    """Stops at its n-th answer of a kind."""
-
-    def __init__(self, kind: str, at: int) -> None:
-        super().__init__()
-        self._stop = (kind, at)
-
-    def encode_histories(self, dataset, users, ends):
-        if ("histories", self.calls["histories"]) == self._stop:
-            raise StoppedError
-        return super().encode_histories(dataset, users, ends)
-
-    def score(self, users_TD, items_CD):
-        if ("score", self.calls["score"]) == self._stop:
-            raise StoppedError
-        return super().score(users_TD, items_CD)
-
-
 def test_an_interrupted_extension_never_pays_twice_and_ends_in_the_same_bytes(tmp_path):
     old = begun(tmp_path)
-    stops = [Stopped("histories", 1), Stopped("score", 2), Stopped("score", 11)]
+    stops = [
+        stopping_at(Counting(), "histories", 1),
+        stopping_at(Counting(), "score", 2),
+        stopping_at(Counting(), "score", 11),
+    ]
     for teacher in stops:
         with pytest.raises(StoppedError):
             extended(tmp_path, old, teacher)
