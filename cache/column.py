@@ -6,10 +6,9 @@ and to read again, so a plan of any size leaves a process's own memory as it was
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from pathlib import Path
-from typing import IO, Any, Generic, TypeVar
+from typing import IO, Any, Generic, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,19 +46,23 @@ class Column(Generic[Number]):
         self._done += len(values)
 
     def array(self) -> NDArray[Number]:
-        """All of them, read-only.
+        """All of them, read-only; they stay when this is closed.
 
         Raises:
             ValueError: more or fewer than `count` came.
         """
-        with contextlib.closing(self._file) if self._file else contextlib.nullcontext():
-            if self._done != self._count:
-                raise ValueError(f"{self._done} numbers came, {self._count} were expected")
-            if self._file is None:
-                self._held.flags.writeable = False
-                return self._held
-            with disk_errors(self._place):
-                self._file.flush()
-                return np.memmap(self._file, self._dtype, "r", shape=(self._count,)).view(
-                    np.ndarray
-                )
+        if self._done != self._count:
+            raise ValueError(f"{self._done} numbers came, {self._count} were expected")
+        if self._file is None:
+            self._held.flags.writeable = False
+            return self._held
+        with disk_errors(self._place):
+            self._file.flush()
+            return np.memmap(self._file, self._dtype, "r", shape=(self._count,)).view(np.ndarray)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()

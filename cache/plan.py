@@ -9,6 +9,7 @@ function of the file. Held: 12 bytes an instance in memory; 8 a slot, in memory 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,11 +229,7 @@ def open_plan(path: Path, dataset: Dataset, *, deep: bool = False) -> Plan:
         and _within(chosen, 0, len(users))
         and _sound_batches(slots, starts, manifest)
     ):
-        raise StoreError(
-            f"{path}: its rows do not fit the manifest's counts or the dataset; "
-            "make a new plan with `kd-cache plan`.",
-            code="store.inconsistent",
-        )
+        raise _inconsistent(path)
     return Plan(
         path=path,
         manifest=manifest,
@@ -248,29 +245,43 @@ def open_plan(path: Path, dataset: Dataset, *, deep: bool = False) -> Plan:
 
 
 def _read_slots(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    """`instance` and `column` of every slot; `round`, `bucket` and `start` of every batch."""
-    done, rows = 0, manifest.counts.get("slots", 0)
-    slots: dict[str, Column[np.int32]] = {}
-    batches: dict[str, list[NDArray[Any]]] = {
-        "round": [np.empty(0, np.int16)],
-        "bucket": [np.empty(0, np.int16)],
-        "start": [np.empty(0, np.int64)],
-    }
-    for table in read_pieces(path, manifest, "plan.parquet", _SLOTS, rows):
-        first = np.flatnonzero(table["slot"].to_numpy() == 0)
-        if not slots:  # only now is it known that there are so many rows
-            slots = {name: Column(np.int32, rows) for name in ("instance", "column")}
-        for name, column in slots.items():
-            column.append(table[name].to_numpy())
-        for name in ("round", "bucket"):
-            batches[name].append(table[name].to_numpy()[first])
-        batches["start"].append(first + done)
-        done += table.num_rows
-    found: dict[str, NDArray[Any]] = {
-        name: slots[name].array() if name in slots else np.empty(0, np.int32)
-        for name in ("instance", "column")
-    }
-    return found | {name: np.concatenate(pieces) for name, pieces in batches.items()}
+    """`instance` and `column` of every slot; `round`, `bucket` and `start` of every batch.
+
+    Raises:
+        StoreError: ``store.inconsistent``: the rows hold other batches than the manifest says.
+    """
+    rows = manifest.counts.get("slots", 0)
+    batches = min(manifest.counts.get("batches", 0), rows)
+    # made before the reading: arrays that each piece would leave behind keep its memory from being used again
+    kinds = {"instance": (np.int32, rows), "column": (np.int32, rows), "start": (np.int64, batches)}
+    kinds |= {"round": (np.int16, batches), "bucket": (np.int16, batches)}
+    done = begun = 0
+    with contextlib.ExitStack() as stack:
+        columns: dict[str, Column[Any]] = {
+            name: stack.enter_context(Column(*kind)) for name, kind in kinds.items()
+        }
+        for table in read_pieces(path, manifest, "plan.parquet", _SLOTS, rows):
+            first = np.flatnonzero(table["slot"].to_numpy() == 0)
+            begun += len(first)
+            if begun > batches:
+                break
+            for name in ("instance", "column"):
+                columns[name].append(table[name].to_numpy())
+            for name in ("round", "bucket"):
+                columns[name].append(table[name].to_numpy()[first])
+            columns["start"].append(first + done)
+            done += table.num_rows
+        if begun != batches:
+            raise _inconsistent(path)
+        return {name: column.array() for name, column in columns.items()}
+
+
+def _inconsistent(path: Path) -> StoreError:
+    return StoreError(
+        f"{path}: its rows do not fit the manifest's counts or the dataset; "
+        "make a new plan with `kd-cache plan`.",
+        code="store.inconsistent",
+    )
 
 
 def _sound_batches(

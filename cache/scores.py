@@ -77,8 +77,8 @@ class ScoreReader:
         self.folder = folder
         self.manifest = manifest
         self.layout = layout
-        widths = np.maximum.reduceat(plan.slot_columns, plan.starts[:-1]) + 1
-        self._shapes = list(zip(np.diff(plan.starts).tolist(), widths.tolist(), strict=True))
+        self._slots = np.diff(plan.starts)
+        self._widths = np.maximum.reduceat(plan.slot_columns, plan.starts[:-1]) + 1
         self._entries = {entry.path: entry for entry in manifest.files}
         self._max_maps = max(2, MAPPED_BYTES // layout.shard_size(0))
         self._maps: OrderedDict[int, _Shard] = OrderedDict()
@@ -152,7 +152,7 @@ class ScoreReader:
 
     def shape(self, index: int) -> tuple[int, int]:
         """(T_b, C_b) of one batch."""
-        return self._shapes[index]
+        return int(self._slots[index]), int(self._widths[index])
 
     def __getitem__(self, index: int) -> Scores:
         """Log-probabilities [T_b, C_b] of one batch, verified.
@@ -165,7 +165,7 @@ class ScoreReader:
         """
         shard, place = self._find(index)
         self._check(index, shard, place)
-        rows, width = self._shapes[index]
+        rows, width = self.shape(index)
         if self.layout.codec == "u8":
             decoded_TC = np.empty((rows, width), np.float32)
             decode(shard.stored_BTR[place], decoded_TC)
@@ -175,7 +175,7 @@ class ScoreReader:
 
     def rounding(self, index: int) -> NDArray[np.float32]:
         """[T_b, 1] nats that the codec may have moved a log-probability of each row by, float16 apart."""
-        rows, _ = self._shapes[index]
+        rows, _ = self.shape(index)
         if self.layout.codec == "none":
             return np.zeros((rows, 1), np.float32)
         shard, place = self._find(index)
@@ -200,7 +200,7 @@ class ScoreReader:
         """
         shard, place = self._find(index)
         stored_TR = shard.stored_BTR[place]
-        rows, width = self._shapes[index]
+        rows, width = self.shape(index)
         whole = (self.layout.slots, self.layout.columns)
         if out.shape not in (whole, (rows, width)):
             raise UsageError(

@@ -73,14 +73,16 @@ def read_pieces(
     path = folder / name
     with _opened(path, manifest, schema, rows) as (file, limit):
         done = 0
-        for batch in file.iter_batches(batch_size=_PIECE, use_threads=False):
-            piece = _sound(path, pa.Table.from_batches([batch]), schema, limit)
-            done += piece.num_rows
-            if done > rows:
-                break
-            yield piece
+        # one row group after another: asked for all of them, it would hold on to each one's bytes
+        for number in range(file.num_row_groups):
+            for batch in file.iter_batches(_PIECE, row_groups=[number], use_threads=False):
+                piece = _sound(path, pa.Table.from_batches([batch]), schema, limit)
+                done += piece.num_rows
+                if done > rows:
+                    raise _bad(path, f"has more rows than the {rows:,} that it says")
+                yield piece
         if done != rows:
-            raise _bad(path, f"has other rows than the {rows:,} that it says")
+            raise _bad(path, f"has fewer rows than the {rows:,} that it says")
 
 
 @contextlib.contextmanager

@@ -66,15 +66,15 @@ def test_a_block_that_changes_after_the_check_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize("limit", [0, 1 << 20])
 def test_a_column_is_what_was_appended_wherever_it_lies(limit, monkeypatch):
     monkeypatch.setattr(columns, "IN_MEMORY", limit)
-    column = Column(np.int32, 5)
-    column.append(np.array([7, 8]))
-    column.append(np.array([], np.int32))
-    column.append(np.array([9, 10, 11], np.int32))
-    values = column.array()
+    with Column(np.int32, 5) as column:
+        column.append(np.array([7, 8]))
+        column.append(np.array([], np.int32))
+        column.append(np.array([9, 10, 11], np.int32))
+        values = column.array()
     assert values.tolist() == [7, 8, 9, 10, 11]
     assert values.dtype == np.int32
     assert not values.flags.writeable
-    short = Column(np.int32, 2)
-    short.append(np.array([1], np.int32))
-    with pytest.raises(ValueError, match="1 numbers came, 2 were expected"):
-        short.array()
+    with Column(np.int32, 2) as short:
+        short.append(np.array([1], np.int32))
+        with pytest.raises(ValueError, match="1 numbers came, 2 were expected"):
+            short.array()
