@@ -2,6 +2,7 @@
 
     python stop_fit.py FOLDER steps N       SIGKILL before each N-th step of training
     python stop_fit.py FOLDER changes N     SIGKILL before each N-th change that training makes to the disk
+    python stop_fit.py FOLDER calls N       SIGKILL at each N-th system call of training that touches its run, by strace
     python stop_fit.py FOLDER signals N     SIGTERM or SIGINT at N random times of a fit or build, through the exit of commands
     python stop_fit.py FOLDER twice         a second signal while the first is being answered
 
@@ -36,6 +37,7 @@ from student.sasrec import SASRecConfig
 from student.targets import join_settings
 from tests.fakes import TableTeacher, tiny_store, tree
 from tests.pipeline.kill_points import counting, in_child
+from tests.promises import traced
 
 
 def train(
@@ -124,6 +126,8 @@ class Job:
     def fresh(self) -> None:
         for path in (self.folder / "run", self.folder / "store"):
             shutil.rmtree(path, ignore_errors=True)
+        # what lies beside a run: its first line makes two calls more
+        (self.folder / "run.times.jsonl").unlink(missing_ok=True)
         shutil.copytree(self.clean, self.folder / "store")
 
     def run(self, on_step: Callable[[float, int], None] = lambda done, total: None) -> None:
@@ -170,6 +174,17 @@ def every_change(job: Job, step: int) -> dict[str, Any]:
     job.fresh()
     in_child(lambda: killed_at(-1))
     return over(job, range(0, int(told.read_text()), step), killed_at)
+
+
+def every_call(job: Job, step: int) -> dict[str, Any]:
+    job.fresh()
+    found = traced.calls(job.run, job.result, job.folder / "log")[::step]
+    stopped, different = 0, []
+    for call in found:
+        job.fresh()
+        stopped += traced.hit(job.run, call, "signal=SIGKILL") == -signal.SIGKILL
+        different += job.again(call.line)
+    return {"points": len(found), "stopped": stopped, "different": different}
 
 
 def over(job: Job, points: range, killed_at: Callable[[int], None]) -> dict[str, Any]:
@@ -241,6 +256,8 @@ def main(folder: Path, how: str, count: int = 1) -> None:
         told = every_step(Job(folder, "fit"), count)
     elif how == "changes":
         told = every_change(Job(folder, "fit"), count)
+    elif how == "calls":
+        told = every_call(Job(folder, "fit"), count)
     elif how == "signals":
         told = at_random([Job(folder, "fit"), Job(folder, "build")], count)
     else:
