@@ -7,6 +7,7 @@ prints nothing and reads no clock. Refuses a loss that is no number.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeAlias
@@ -332,7 +333,7 @@ def train(
         model.train()
         sums = torch.zeros(2, device=device)
         slots = 0
-        batches = prepared(
+        made = prepared(
             dataset,
             source,
             order,
@@ -344,21 +345,25 @@ def train(
             lists=hetcomp.lists if hetcomp else None,
             kept=kept,
         )
-        for done, batch in enumerate(batches, start=1):
-            seed_step(settings.seed, state.step)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=settings.amp):
-                if hetcomp is None or batch.lists is None:
-                    total, ce, kd = step_loss(model, batch, settings, workspace)
-                else:
-                    total, ce, kd, logits = _by_lists(model, batch, batch.lists, settings)
-                    hetcomp.hear(batch.lists, logits, state.epoch)
-            optimizer.zero_grad(set_to_none=True)
-            total.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            sums += torch.stack([ce, kd]).float() * batch.slots
-            slots += batch.slots
-            state.step += 1
-            on_step(done, len(order))
+        # closed whatever ends the epoch: a thread that is in the middle of a tensor when the program ends aborts it
+        with contextlib.closing(made) as batches:
+            for done, batch in enumerate(batches, start=1):
+                seed_step(settings.seed, state.step)
+                with torch.autocast(
+                    torch.device(device).type, torch.bfloat16, enabled=settings.amp
+                ):
+                    if hetcomp is None or batch.lists is None:
+                        total, ce, kd = step_loss(model, batch, settings, workspace)
+                    else:
+                        total, ce, kd, logits = _by_lists(model, batch, batch.lists, settings)
+                        hetcomp.hear(batch.lists, logits, state.epoch)
+                optimizer.zero_grad(set_to_none=True)
+                total.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                sums += torch.stack([ce, kd]).float() * batch.slots
+                slots += batch.slots
+                state.step += 1
+                on_step(done, len(order))
         ce_mean, kd_mean = (sums / slots).tolist()
         if not np.isfinite(ce_mean + kd_mean):
             raise TeacherError(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import queue
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -297,7 +297,7 @@ def prepared(
     own: bool = False,
     lists: Callable[[Batch], Lists] | None = None,
     kept: Joined | None = None,
-) -> Iterator[Prepared]:
+) -> Generator[Prepared, None, None]:
     """The plan's batches in `order`, each made ready before it is asked for, at most `ahead` (at least 1) at a time.
 
     Args:
