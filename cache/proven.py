@@ -2,7 +2,8 @@
 
 Opening reads the file through: its size and sha256 against its entry in a manifest, and a sha256 of each block of 1 MiB.
 Whoever reads later gets bytes of a block that is hashed again; one that has changed since is refused, so what lies there
-a moment after the check has no say. Holds one block and 32 bytes for each, whatever the file's size; costs two passes.
+a moment after the check has no say. Holds one block and 32 bytes for each, whatever the file's size, and costs two passes; a
+file of up to 8 MiB is held whole after one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["ProvenFile"]
 
 _BLOCK = 1 << 20
+_SMALL = 8 << 20  #: bytes up to which a file is one block, held from the first reading on
 
 
 class ProvenFile(io.RawIOBase):
@@ -39,14 +41,18 @@ class ProvenFile(io.RawIOBase):
         super().__init__()
         self._path, self._size, self._advice = path, entry.size, advice
         self._at = 0
+        self._width = _BLOCK if entry.size > _SMALL else max(entry.size, 1)
         self._digests: list[bytes] = []
         self._held, self._number = b"", -1  # a block and its place
         whole, found = hashlib.sha256(), 0
         with disk_errors(path):
             self._file = path.open("rb")
-            while block := self._file.read(min(_BLOCK, entry.size + 1 - found)):
+            while block := self._file.read(min(self._width, entry.size + 1 - found)):
                 whole.update(block)
-                self._digests.append(hashlib.sha256(block).digest())
+                if self._width < entry.size:
+                    self._digests.append(hashlib.sha256(block).digest())
+                elif not found:
+                    self._held, self._number = block, 0
                 found += len(block)
         if found != entry.size:
             self._file.close()
@@ -66,7 +72,7 @@ class ProvenFile(io.RawIOBase):
 
     def __getitem__(self, at: int) -> int:
         """The byte at `at`, 0 <= at < len(self)."""
-        return self._block(at // _BLOCK)[at % _BLOCK]
+        return self._block(at // self._width)[at % self._width]
 
     def readable(self) -> bool:
         return True
@@ -87,7 +93,7 @@ class ProvenFile(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         done = 0
         while done < len(view) and self._at < self._size:
-            number, first = divmod(self._at, _BLOCK)
+            number, first = divmod(self._at, self._width)
             piece = memoryview(self._block(number))[first : first + len(view) - done]
             view[done : done + len(piece)] = piece
             done += len(piece)
@@ -102,8 +108,8 @@ class ProvenFile(io.RawIOBase):
     def _block(self, number: int) -> bytes:
         if number != self._number:
             with disk_errors(self._path):
-                self._file.seek(number * _BLOCK)
-                held = self._file.read(min(_BLOCK, self._size - number * _BLOCK))
+                self._file.seek(number * self._width)
+                held = self._file.read(min(self._width, self._size - number * self._width))
             if hashlib.sha256(held).digest() != self._digests[number]:
                 raise self._changed("what was hashed a moment ago", "other bytes")
             self._held, self._number = held, number

@@ -29,9 +29,11 @@ def opened(path: Path, data: bytes) -> ProvenFile:
 @given(
     data=st.binary(max_size=40),
     steps=st.lists(st.tuples(st.integers(-3, 45), st.integers(0, 45), st.sampled_from([0, 1, 2]))),
+    small=st.sampled_from([0, 20]),
 )
-def test_it_reads_as_bytes_in_memory_do(data, steps):
+def test_it_reads_as_bytes_in_memory_do(data, steps, small):
     with in_memory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(proven, "_SMALL", small)
         patch.setattr(proven, "_BLOCK", 7)  # reads begin, end and lie across blocks
         plain = io.BytesIO(data)
         with opened(folder / "file", data) as file:
@@ -46,6 +48,7 @@ def test_it_reads_as_bytes_in_memory_do(data, steps):
 
 def test_a_block_that_changes_after_the_check_is_refused(tmp_path, monkeypatch):
     size = 1 << 16  # larger than what Python reads ahead
+    monkeypatch.setattr(proven, "_SMALL", 0)
     monkeypatch.setattr(proven, "_BLOCK", size)
     path = tmp_path / "file"
     with opened(path, b"a" * size + b"b" * size + b"c" * 10) as file:
