@@ -14,8 +14,9 @@ from cache.errors import StoreError, UsageError
 from cache.store import Store
 from pipeline import console
 from pipeline.config import tuned_folder
-from pipeline.extend import Grown, SetCost, check_teacher, extend, grow, open_or_create, set_cost
+from pipeline.extend import check_teacher, extend, open_or_create
 from pipeline.grow import join
+from pipeline.grown import Grown, SetCost, grow, set_cost
 
 if TYPE_CHECKING:
     from pipeline.carry import Source

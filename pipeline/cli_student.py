@@ -6,17 +6,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
 
 from cache.dataset import Dataset, open_dataset
 from cache.errors import UsageError
-from cache.factors import FactorReader
 from cache.mirror import LIMIT
 from cache.paths import without_checkpoints
-from cache.scores import ScoreReader
 from cache.store import Store
 from pipeline import console
 from pipeline.cli_student_out import add_commands
@@ -48,11 +46,19 @@ from pipeline.student_options import (
     configuration,
     preset_value,
 )
-from pipeline.student_store import CacheOption, at_store, open_store
+from pipeline.student_store import (
+    CacheOption,
+    Reader,
+    at_store,
+    open_store,
+    reader_of,
+    warn_small,
+)
 from pipeline.two_domains import with_source
 from student.hetcomp import HetCompSettings
-from student.loop import Batching, RunState, TrainSettings
+from student.loop import Batching, TrainSettings
 from student.registry import find_student
+from student.state import RunState
 from student.targets import join_settings
 
 app = typer.Typer(
@@ -65,8 +71,6 @@ app = typer.Typer(
 
 _DEFAULT = TrainSettings()
 _SEED = 2**31 - 1
-
-Reader: TypeAlias = ScoreReader | FactorReader
 
 
 @app.command("fit", short_help="Train a student, its base, or both.")
@@ -242,8 +246,8 @@ def fit_command(
             "--kd-items all" if kd_items == "all" else "fresh batches" if base.batch_size else ""
         )
         ways = [[name] for name in names] if join == "consistency" else trajectories(store, names)
-        taught = [_reader(store, name, needs) for way in ways for name in way]
-        _warn_small(store, taught, int(cache_limit * 1e9))
+        taught = [reader_of(store, name, needs) for way in ways for name in way]
+        warn_small(store, taught, int(cache_limit * 1e9))
         if join == "hetcomp":
             ranked = HetCompSettings(
                 states=tuple(map(len, ways)), top=top, alpha=alpha, items=kd_items
@@ -288,34 +292,6 @@ def fit_command(
                 runs.setdefault(kind, []).append(run)
     print_runs(store, runs, kind_of_student.title)
     console.hint(f"kd-student evaluate {run.folder}{at_store(store)}")
-
-
-def _reader(store: Store, name: str, needs: str) -> Reader:
-    """What is kept of a teacher; its factors where something `needs` them.
-
-    Raises:
-        UsageError: ``fit.no_factors``; StoreError: damage, or nothing is kept of it.
-    """
-    if not needs:
-        return store.reader(name)
-    if name in store.names and name not in store.factor_names:
-        raise UsageError(
-            f"{store.label}: keeps no factors of {name}, which {needs} must have; "
-            + store.advice(f"kd-cache build --teacher {name} --keep factors --cache {store.path}")
-            + ".",
-            code="fit.no_factors",
-        )
-    return store.factors(name)
-
-
-def _warn_small(store: Store, readers: Sequence[Reader], limit: int) -> None:
-    if store.url:
-        held = sum(entry.size for reader in readers for entry in reader.manifest.files)
-        if held > limit:
-            console.note(
-                f"{store.label}: the teachers' sets take {console.size(held)}, --cache-limit keeps "
-                f"{console.size(limit)}: shards will come again and again"
-            )
 
 
 def _fit_one(

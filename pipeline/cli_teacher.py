@@ -1,4 +1,4 @@
-"""`kd-teacher pretrain | tune | evaluate | import`: teachers worth asking, from the command line. Thin."""
+"""`kd-teacher pretrain | tune | evaluate`: teachers worth asking, from the command line; `import` is cli_import.py's. Thin."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from cache.dataset import open_dataset
-from cache.errors import UsageError
 from pipeline import console, teach, teach_recformer, teach_unim2rec
+from pipeline.cli_import import import_command
 from pipeline.config import check_finite, find_dataset, tuned_folder
 from pipeline.metrics import CUTOFFS
 from pipeline.teach import CHECKPOINT, evaluate_teacher
@@ -45,7 +45,6 @@ from pipeline.teacher_options import (
 from pipeline.trajectory import tell_way
 from teachers.folder import CONFIG
 from teachers.pretrain import Augmentation
-from teachers.recformer_weights import OFFICIAL_TOKENIZER
 from teachers.registry import load_teacher
 from teachers.text import TextSettings
 from teachers.trainer import Recipe
@@ -340,37 +339,7 @@ def evaluate(
     _print(f"{asked.name}: {users:,} users of {where} among all {dataset.num_items:,} items", rows)
 
 
-@app.command("import", short_help="Bring an official checkpoint in.")
-def import_command(
-    file: Annotated[
-        Path,
-        typer.Argument(help="An official checkpoint: UniSRec-FHCKM-300.pth, recformer_ckpt.bin."),
-    ],
-    out: Annotated[
-        Path | None, typer.Option(help="Where the teacher goes; by default pretrained/<teacher>.")
-    ] = None,
-    teacher: Annotated[
-        Literal["unisrec", "recformer"], typer.Option(help="Whose checkpoint it is.")
-    ] = "unisrec",
-    text: Annotated[
-        str, typer.Option(help="recformer: whose tokenizer, a local folder or a hub name.")
-    ] = OFFICIAL_TOKENIZER,
-) -> None:
-    """Bring an official pre-trained checkpoint in; no code of the file ever runs."""
-    folder = out or Path("pretrained") / teacher
-    if (folder / CONFIG).exists():
-        raise UsageError(
-            f"{folder}: is already there; choose another --out, or remove it.",
-            code="teacher.exists",
-        )
-    if teacher == "recformer":
-        teach_recformer.import_official(file, folder, tokenizer=text)
-        tuning = ""
-    else:
-        teach.import_official(file, folder)
-        tuning = " --no-whiten --text bert-base-uncased --pooling cls"
-    console.say(f"{folder}: an official pre-trained teacher")
-    console.hint(f"kd-teacher tune {teacher} --from {folder}{tuning}")
+app.command("import", short_help="Bring an official checkpoint in.")(import_command)
 
 
 @contextlib.contextmanager

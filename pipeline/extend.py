@@ -12,7 +12,6 @@ Shape legend: T slots and C columns of one batch, N instances, D width.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,109 +19,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 import pipeline.build
-from cache.dataset import EXTENDS, Dataset, Ints
+from cache.dataset import EXTENDS, Dataset
 from cache.errors import StoreError, UsageError
 from cache.factor_layout import FactorLayout
 from cache.factor_writer import FactorWriter, factor_settings, refuse_other_product
 from cache.factors import FactorReader
 from cache.layout import SHARD_BYTES, Layout
 from cache.manifest import Manifest
-from cache.plan import Plan, PlannedBatch, first_appearance, write_plan
+from cache.plan import Plan, write_plan
 from cache.score_writer import ScoreWriter, parents_of, refuse_empty, score_settings
 from cache.scores import ScoreReader
 from cache.store import FACTORS, SCORES, Store, refuse_other_teacher
 from cache.unfinished import Unfinished, clear_work
-from pipeline.grow import Growth, grown_batches, grown_settings
+from pipeline.grow import grown_settings
+from pipeline.grown import Grown, readers_of, rows_asked
 from pipeline.kept import Kept
 from pipeline.sets import Progress, finished, log, only_writer, silent
 
 if TYPE_CHECKING:
     from teachers.protocol import Teacher
 
-__all__ = ["Grown", "SetCost", "check_teacher", "extend", "grow", "open_or_create", "set_cost"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetCost:
-    """What extending the sets of one name would take."""
-
-    name: str
-    kinds: tuple[str, ...]  #: scores, factors
-    histories: int  #: that go through the teacher
-    items: int  #: that go through the teacher
-    again: bool  #: whether old items are among them, for want of kept vectors
-    bytes: int  #: of the extended sets
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Grown:
-    """What the extended store would hold, before anything is written."""
-
-    growth: Growth
-    instances: tuple[Ints, Ints]
-    batches: list[PlannedBatch]
-    first_instance: int
-    first_batch: int
-    columns: int  #: the most distinct targets that any batch has
-    asked: Ints  #: [n] rows of the items that new batches are about, ascending
-
-    @property
-    def new_instances(self) -> int:
-        """Instances that the old plan does not have."""
-        return len(self.instances[0]) - self.first_instance
-
-    @property
-    def new_batches(self) -> int:
-        """Batches that the old plan does not have."""
-        return len(self.batches) - self.first_batch
-
-
-def grow(old: Store, growth: Growth) -> Grown:
-    """Plan the extension of `old`; writes nothing."""
-    (users, ends), batches = grown_batches(old.plan, growth.joined)
-    targets = growth.joined.targets(users, ends)
-    fresh = batches[len(old.plan) :]
-    widths = [len(first_appearance(targets[batch.instances])[0]) for batch in fresh]
-    return Grown(
-        growth=growth,
-        instances=(users, ends),
-        batches=batches,
-        first_instance=old.plan.num_instances,
-        first_batch=len(old.plan),
-        columns=max([old.plan.num_columns, *widths]),
-        asked=np.unique(targets[old.plan.num_instances :]).astype(np.int32),
-    )
-
-
-def set_cost(old: Store, grown: Grown, name: str, teacher: Teacher) -> SetCost:
-    """What it would take to extend the sets `name` of `old` by `teacher`."""
-    joined, first = grown.growth.joined, grown.growth.old.num_items
-    scores, factors = _readers(old, name)
-    rows = _rows_asked(factors, grown.asked, first, joined.num_items)
-    total = 0
-    if scores:
-        slots = old.plan.batch_size
-        layout = Layout.fitting(batches=len(grown.batches), slots=slots, columns=grown.columns)
-        total += sum(layout.sizes().values())
-    if factors:
-        kept = FactorLayout(
-            instances=len(grown.instances[0]),
-            items=joined.num_items,
-            width=factors.layout.width,
-            per_file=factors.layout.per_file,
-        )
-        total += sum(kept.sizes().values())
-    fresh = grown.batches[grown.first_batch :]
-    # histories that are no vectors are encoded for each batch anew
-    each = sum(len(batch.instances) for batch in fresh)
-    return SetCost(
-        name=name,
-        kinds=tuple(kind for kind, one in ((SCORES, scores), (FACTORS, factors)) if one),
-        histories=grown.new_instances if teacher.factorises else each,
-        items=len(rows),
-        again=bool(len(rows) and rows[0] < first),
-        bytes=total,
-    )
+__all__ = ["check_teacher", "extend", "open_or_create"]
 
 
 def open_or_create(path: Path, old: Store, grown: Grown) -> Store:
@@ -160,7 +77,7 @@ def check_teacher(old: Store, name: str, teacher: Teacher, new_items: int) -> No
     Raises:
         StoreError: ``extend.other_teacher``; UsageError: ``extend.transductive``, ``extend.codec``.
     """
-    for reader in _readers(old, name):
+    for reader in readers_of(old, name):
         if isinstance(reader, ScoreReader) and reader.layout.codec != "none":
             raise UsageError(
                 f"{reader.folder}: is kept with codec {reader.layout.codec}, whose values cannot be laid out anew "
@@ -215,7 +132,7 @@ def extend(
         )
     check_teacher(old, name, teacher, store.dataset.num_items - old.dataset.num_items)
     tell = progress or silent
-    scores, factors = _readers(old, name)
+    scores, factors = readers_of(old, name)
     layout = Layout.of(store.plan, shard_bytes=shard_bytes)
     block = pipeline.build.HISTORY_BLOCK if teacher.factorises else 0
     settings: dict[str, dict[str, Any]] = {}
@@ -278,7 +195,7 @@ class _Work:
         self.first_batch, self.first = len(old.plan), old.plan.num_instances
         self.first_item = old.dataset.num_items
         asked = np.unique(store.plan.targets[self.first :]).astype(np.int32)
-        self.rows = _rows_asked(factors, asked, self.first_item, store.dataset.num_items)
+        self.rows = rows_asked(factors, asked, self.first_item, store.dataset.num_items)
         self.kept = Kept(
             part,
             teacher,
@@ -383,22 +300,6 @@ class _Work:
         if len(self.rows):
             self._asked_ND = self.kept.items()
             self.tell("items", len(self.rows), len(self.rows))
-
-
-def _readers(store: Store, name: str) -> tuple[ScoreReader | None, FactorReader | None]:
-    """The sets of that name, at least one.
-
-    Raises:
-        StoreError: ``scores.missing``, naming those that are there.
-    """
-    factors = store.factors(name) if name in store.factor_names else None
-    scores = store.scores(name) if factors is None or name in store.names else None
-    return scores, factors
-
-
-def _rows_asked(factors: FactorReader | None, asked: Ints, first: int, items: int) -> Ints:
-    """Items that the teacher is asked about: the new ones where factors hold the old, else those of new batches."""
-    return asked if factors is None else np.arange(first, items, dtype=np.int32)
 
 
 def _who(reader: ScoreReader | FactorReader) -> dict[str, Any]:

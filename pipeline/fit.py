@@ -32,9 +32,10 @@ from encoder.checkpoint import load_checkpoint, load_weights, save_checkpoint, s
 from pipeline.evaluate import rank_student
 from pipeline.metrics import Metrics, metrics_of_ranks
 from pipeline.two_domains import with_source
-from student.loop import RunState, TrainSettings, make_optimizer, train
+from student.loop import TrainSettings, make_optimizer, train
 from student.protocol import AnyStudent
 from student.registry import find_student
+from student.state import RunState
 
 __all__ = [
     "MODEL",

@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pipeline import console
-from student.loop import RunState
+from student.state import RunState
 
 __all__ = ["Board", "board", "sparkline"]
 

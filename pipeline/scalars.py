@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cache.atomic import check_writable, disk_errors
 from cache.errors import UsageError
-from student.loop import RunState
+from student.state import RunState
 
 __all__ = ["check_log_dir", "scalars"]
 

@@ -1,4 +1,6 @@
-"""Which store a `kd-student` command means, opened: by path, by URL through a mirror, or the only one in `cache/`."""
+"""Which store a `kd-student` command means, opened: by path, by URL through a mirror, or the only one in `cache/`; and what is
+read of it.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +10,19 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from cache.errors import UsageError
+from cache.factors import FactorReader
 from cache.mirror import LIMIT, open_mirror
 from cache.remote import is_url, locate
+from cache.scores import ScoreReader
 from cache.store import Store
 from pipeline import console
 from pipeline.config import find_store
 from pipeline.sign import check_signed_here
 
-__all__ = ["CacheOption", "at_store", "open_store"]
+__all__ = ["CacheOption", "Reader", "at_store", "open_store", "reader_of", "warn_small"]
+
+Reader: TypeAlias = ScoreReader | FactorReader
 
 CacheOption: TypeAlias = Annotated[
     str | None,
@@ -59,3 +66,32 @@ def at_store(store: Store) -> str:
     """The option that names a store in a command to type; nothing where it is the only one in `cache/`."""
     there = list(Path("cache").glob("*/plan"))
     return "" if there == [store.path / "plan"] else f" --cache {store.label}"
+
+
+def reader_of(store: Store, name: str, needs: str) -> Reader:
+    """What is kept of a teacher; its factors where something `needs` them.
+
+    Raises:
+        UsageError: ``fit.no_factors``; StoreError: damage, or nothing is kept of it.
+    """
+    if not needs:
+        return store.reader(name)
+    if name in store.names and name not in store.factor_names:
+        raise UsageError(
+            f"{store.label}: keeps no factors of {name}, which {needs} must have; "
+            + store.advice(f"kd-cache build --teacher {name} --keep factors --cache {store.path}")
+            + ".",
+            code="fit.no_factors",
+        )
+    return store.factors(name)
+
+
+def warn_small(store: Store, readers: Sequence[Reader], limit: int) -> None:
+    """Tell where a mirror of `limit` bytes cannot hold what `readers` read."""
+    if store.url:
+        held = sum(entry.size for reader in readers for entry in reader.manifest.files)
+        if held > limit:
+            console.note(
+                f"{store.label}: the teachers' sets take {console.size(held)}, --cache-limit keeps "
+                f"{console.size(limit)}: shards will come again and again"
+            )

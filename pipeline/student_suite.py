@@ -29,10 +29,12 @@ from encoder.packed import Packed
 from pipeline.evaluate import rank_student
 from pipeline.fit import Run, fit, load_student
 from pipeline.suite_ground import shop_store
-from student.loop import RunState, TrainSettings, step_loss
+from student.loop import TrainSettings, step_loss
+from student.prepared import prepared
 from student.protocol import Scorer, Student
 from student.registry import find_student
-from student.targets import join_settings, prepared
+from student.state import RunState
+from student.targets import join_settings
 
 __all__ = ["StudentSuite"]
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cache.plan import Batch, Plan, first_appearance
 
-__all__ = ["UNPLANNED", "Batches", "FreshBatches", "UserBatches", "instances_of"]
+__all__ = ["UNPLANNED", "Batches", "FreshBatches", "instances_of"]
 
 UNPLANNED = -1  #: the index of a batch that is in no plan; score sets know nothing of it
 
@@ -32,17 +32,33 @@ def instances_of(plan: Plan, batches: NDArray[np.int64]) -> NDArray[np.int32]:
 
 
 class FreshBatches:
-    """Instances of a plan, shuffled and cut; the last batch may be smaller."""
+    """Instances of a plan, shuffled and cut; the last batch may be smaller.
+
+    By user, all instances of a user stand in one batch, by time, so that one causal pass over his sequence serves them
+    all: users are shuffled, and a batch is closed before it grows too large. One of more instances than a batch is cut.
+    """
 
     def __init__(
-        self, plan: Plan, instances: NDArray[np.int32], batch_size: int, *, seed: int, epoch: int
+        self,
+        plan: Plan,
+        instances: NDArray[np.int32],
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        by_user: bool = False,
     ) -> None:
         """`instances` are ids of the plan, any of them, in an order that does not hang on chance."""
+        self.by_user = by_user
         self._plan = plan
-        self._instances = instances[_order(len(instances), seed, epoch)]
-        self._starts = np.append(
-            np.arange(0, len(instances), batch_size), len(instances)
-        )  # of each batch, and where the last one ends
+        if by_user:
+            pieces = _users(plan, instances, batch_size)
+            pieces = [pieces[place] for place in _shuffled(len(pieces), seed, epoch)]
+            self._instances = np.concatenate([instances[:0], *pieces])
+            self._starts = _starts([len(piece) for piece in pieces], batch_size)
+        else:
+            self._instances = instances[_shuffled(len(instances), seed, epoch)]
+            self._starts = np.append(np.arange(0, len(instances), batch_size), len(instances))
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -66,38 +82,29 @@ class FreshBatches:
         )
 
 
-class UserBatches(FreshBatches):
-    """All instances of a user in one batch, by time; users are shuffled, and a batch is closed before it grows too large.
-
-    One causal pass over a user's sequence then serves all of them. A user of more instances than `batch_size` is cut.
-    """
-
-    def __init__(
-        self, plan: Plan, instances: NDArray[np.int32], batch_size: int, *, seed: int, epoch: int
-    ) -> None:
-        """As :class:`FreshBatches`."""
-        by_user = instances[
-            np.lexsort((plan.instance_ends[instances], plan.instance_users[instances]))
-        ]
-        first = np.flatnonzero(np.diff(plan.instance_users[by_user], prepend=-1))
-        pieces = [
-            piece
-            for own in np.split(by_user, first[1:])
-            for piece in np.split(own, range(batch_size, len(own), batch_size))
-        ]
-        pieces = [pieces[place] for place in _order(len(pieces), seed, epoch)]
-        starts, size = [0], 0
-        for piece in pieces:
-            if size + len(piece) > batch_size:
-                starts.append(starts[-1] + size)
-                size = 0
-            size += len(piece)
-        self._plan = plan
-        self._instances = np.concatenate(pieces)
-        self._starts = np.append(starts, len(instances))
-
-
-def _order(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """0..count-1 shuffled."""
+def _shuffled(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """0..count-1 in an order that hangs on seed and epoch alone."""
     bits = np.random.Philox(key=np.array([seed, epoch], np.uint64))
     return np.argsort(bits.random_raw(count), kind="stable")
+
+
+def _users(plan: Plan, instances: NDArray[np.int32], most: int) -> list[NDArray[np.int32]]:
+    """Each user's instances by time, in pieces of at most `most`."""
+    users, ends = plan.instance_users[instances], plan.instance_ends[instances]
+    order = np.lexsort((ends, users))
+    first = np.flatnonzero(np.diff(users[order], prepend=-1))
+    return [
+        piece
+        for own in np.split(instances[order], first)[1:]
+        for piece in np.split(own, range(most, len(own), most))
+    ]
+
+
+def _starts(sizes: list[int], most: int) -> NDArray[np.int64]:
+    """Where batches start that take whole pieces of these sizes as long as they hold them, and where the last one ends."""
+    starts, end = [0] if sizes else [], 0
+    for size in sizes:
+        if end + size > starts[-1] + most:
+            starts.append(end)
+        end += size
+    return np.array([*starts, end])

@@ -21,8 +21,8 @@ from encoder.dropout import Dropout
 from encoder.packed import Packed
 from student.fields import ITEM_FIELDS, USER_FIELDS, whose
 from student.fm import FM, FMConfig, pairs, pointwise
+from student.prepared import Prepared
 from student.protocol import Asked
-from student.targets import Prepared
 
 __all__ = ["DeepFM", "DeepFMConfig", "make"]
 

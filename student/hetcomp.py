@@ -21,7 +21,8 @@ from torch import Tensor
 from cache.errors import StoreError, UsageError
 from cache.plan import Batch, Plan
 from student.permutations import discrepancy, ensemble, list_size, top_columns
-from student.targets import Items, Lists, Scores, called, scores_of
+from student.prepared import Lists
+from student.targets import Items, Scores, called, scores_of
 
 __all__ = ["HetComp", "HetCompSettings", "check_trajectories"]
 

@@ -22,8 +22,8 @@ from cache.dataset import Dataset
 from encoder.packed import Packed
 from student.fields import whose
 from student.interactions import Negatives, training_pairs
+from student.prepared import Prepared
 from student.protocol import Asked
-from student.targets import Prepared
 
 __all__ = ["LightGCN", "LightGCNConfig", "make"]
 

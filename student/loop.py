@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -22,18 +22,18 @@ from cache.errors import TeacherError, UsageError
 from cache.plan import Plan
 from encoder.dropout import seed_step
 from encoder.packed import Packed
-from student.batches import Batches, FreshBatches, UserBatches, instances_of
+from student.batches import Batches, FreshBatches, instances_of
 from student.hetcomp import HetComp, HetCompSettings
 from student.joined import Joined
 from student.losses import Direction, cross_entropy, distillation_loss, fused_loss
 from student.permutations import list_loss
+from student.prepared import Lists, Prepared, prepared
 from student.protocol import AnyStudent, OwnLoss, Scorer, Student
-from student.targets import JoinSettings, Lists, Prepared, Scores, prepared
+from student.state import EpochRecord, RunState
+from student.targets import JoinSettings, Scores
 
 __all__ = [
     "Batching",
-    "EpochRecord",
-    "RunState",
     "TrainSettings",
     "epoch_batches",
     "make_optimizer",
@@ -41,8 +41,6 @@ __all__ = [
     "step_loss",
     "train",
 ]
-
-_MEMORY = "join:"  #: before names that are no weight's
 
 CrossEntropy: TypeAlias = Literal["full", "in-batch"]
 Batching: TypeAlias = Literal["instance", "user"]
@@ -66,55 +64,6 @@ class TrainSettings:
     amp: bool = False  #: bfloat16 autocast of the encoder; the losses stay in float32
     batch_size: int = 0  #: of batches drawn afresh each epoch; 0 takes the plan's own batches
     batching: Batching = "instance"  #: of fresh ones: instances mixed, or a user's together
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EpochRecord:
-    """What one epoch brought."""
-
-    epoch: int
-    stage: str  #: "stage 2/4", "round 1", or "fresh" for all instances in fresh batches; where the teachers stand
-    instances: int
-    ce: float  #: mean cross-entropy, or the student's own loss, nats
-    kd: float  #: mean divergence, or HetComp's loss, nats
-    validation: float  #: NDCG@10
-
-
-@dataclass(slots=True, kw_only=True)
-class RunState:
-    """Where a run stands between two epochs."""
-
-    epoch: int = 0  #: next epoch
-    step: int = 0  #: steps done
-    best: float = -1.0  #: best validation
-    best_epoch: int = -1
-    stale: int = 0  #: standard epochs since the best
-    finished: bool = False
-    history: list[EpochRecord] = field(default_factory=list)
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-    memory: dict[str, Tensor] = field(default_factory=dict)  #: of how teachers are joined
-
-    def to_json(self) -> dict[str, Any]:
-        """All but the tensors."""
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        del values["best_weights"], values["memory"]
-        return values | {"history": [asdict(record) for record in self.history]}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors, by names that tell the best weights from the rest."""
-        return self.best_weights | {_MEMORY + name: value for name, value in self.memory.items()}
-
-    @classmethod
-    def of(cls, values: dict[str, Any], tensors: dict[str, Tensor]) -> RunState:
-        """What :meth:`to_json` and :meth:`tensors` gave."""
-        history = [EpochRecord(**record) for record in values["history"]]
-        memory = {
-            name.removeprefix(_MEMORY): one
-            for name, one in tensors.items()
-            if name.startswith(_MEMORY)
-        }
-        best = {name: one for name, one in tensors.items() if not name.startswith(_MEMORY)}
-        return cls(**{**values, "history": history}, best_weights=best, memory=memory)
 
 
 def schedule(
@@ -148,9 +97,13 @@ def epoch_batches(
     if now is None or not settings.batch_size:
         return now and (now[0], plan, now[1])
     name, order = now
-    kind = UserBatches if settings.batching == "user" else FreshBatches
-    fresh = kind(
-        plan, instances_of(plan, order), settings.batch_size, seed=settings.seed, epoch=epoch
+    fresh = FreshBatches(
+        plan,
+        instances_of(plan, order),
+        settings.batch_size,
+        seed=settings.seed,
+        epoch=epoch,
+        by_user=settings.batching == "user",
     )
     return "fresh" if name.startswith("round") else name, fresh, np.arange(len(fresh))
 
@@ -229,7 +182,9 @@ def _cross_entropy(
     """Cross-entropy of scores that are no dot products, and those that the target has columns for."""
     if settings.ce == "in-batch":
         logits_TC = model.logits(batch.packed, batch.items_C).float()
-        return cross_entropy(logits_TC, batch.columns_T), logits_TC
+        own_TC = batch.own_TC
+        rivals_TC = logits_TC if own_TC is None else logits_TC.masked_fill(own_TC, -torch.inf)
+        return cross_entropy(rivals_TC, batch.columns_T), logits_TC
     logits_TV = model.logits(batch.packed).float()
     loss = cross_entropy(logits_TV, batch.rows_T)
     if batch.all_items:

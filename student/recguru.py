@@ -31,7 +31,7 @@ from encoder.packed import Packed
 from encoder.transformer import CausalTransformer
 from student.bert4rec import cloze_places
 from student.losses import fused_loss
-from student.targets import Prepared
+from student.prepared import Prepared
 
 __all__ = ["RecGURU", "RecGURUConfig", "discrimination", "make", "turned"]
 

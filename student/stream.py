@@ -26,7 +26,8 @@ from cache.scores import ScoreReader
 from cache.store import Store
 from student.batches import Batches
 from student.loop import TrainSettings, epoch_batches
-from student.targets import JoinSettings, Prepared, join_settings, prepared
+from student.prepared import Prepared, prepared
+from student.targets import JoinSettings, join_settings
 
 __all__ = ["StoreBatches"]
 

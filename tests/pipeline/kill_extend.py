@@ -20,8 +20,9 @@ import pipeline.build
 from cache.dataset import open_dataset
 from cache.store import Store
 from pipeline.build import build
-from pipeline.extend import extend, grow, open_or_create
+from pipeline.extend import extend, open_or_create
 from pipeline.grow import join
+from pipeline.grown import grow
 from tests.fakes import TableTeacher, tree
 from tests.later import dataset_of, later_of, log_of, store_of
 from tests.pipeline.kill_points import counting, in_child

@@ -20,8 +20,9 @@ from cache.errors import StoreError, UsageError
 from cache.store import Store
 from cache.verify import ATOL, compare, verify
 from pipeline.build import build, scorer
-from pipeline.extend import check_teacher, extend, grow, open_or_create, set_cost
+from pipeline.extend import check_teacher, extend, open_or_create
 from pipeline.grow import join
+from pipeline.grown import grow, set_cost
 from tests.fakes import PairTeacher, StoppedError, TableTeacher, stopping_at, tree
 from tests.later import Counting, dataset_of, later_of, log_of, store_of
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from cache.errors import StoreError
 from pipeline.curriculum import PlanSettings, make_plan
-from pipeline.extend import grow, open_or_create
+from pipeline.extend import open_or_create
 from pipeline.grow import _between, join
+from pipeline.grown import grow
 from tests.later import dataset_of, later_of, log_of, sequences, store_of
 
 

@@ -17,7 +17,7 @@ from cache.errors import DiskError, UsageError
 from cache.store import Store
 from pipeline import console, live, scalars
 from pipeline.live import board, sparkline
-from student.loop import EpochRecord, RunState
+from student.state import EpochRecord, RunState
 from tests.student.small import shop, trained
 
 

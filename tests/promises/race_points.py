@@ -22,6 +22,7 @@ from cache.verify import verify
 from pipeline.build import build
 from tests.fakes import TableTeacher, tiny_store, tree
 from tests.pipeline.kill_points import in_child
+from tests.promises.granted import Granted
 from tests.promises.stores import SHARD_BYTES, copied, small_build, small_pieces
 
 
@@ -66,7 +67,7 @@ def main(folder: Path, racers: int, rounds: int, lock: str) -> None:
     small_pieces()
     if lock == "unlocked":
         # as on a network disk that grants it to every caller
-        filelock.FileLock = _Granted  # type: ignore[assignment,misc]
+        filelock.FileLock = Granted  # type: ignore[assignment,misc]
     clean, path, said = folder / "clean", folder / "store", folder / "said"
     assert in_child(lambda: tiny_store(clean)) == 0
     copied(clean, path)
@@ -97,17 +98,6 @@ def main(folder: Path, racers: int, rounds: int, lock: str) -> None:
             }
         )
     json.dump(told, sys.stdout)
-
-
-class _Granted:
-    def __init__(self, path: Path, blocking: bool) -> None:
-        pass
-
-    def acquire(self) -> None:
-        pass
-
-    def release(self) -> None:
-        pass
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from pipeline.build import Keep, build
 from pipeline.together import Crew
 from tests.fakes import PairTeacher, TableTeacher, tiny_store, tree
 from tests.pipeline.kill_points import counting, in_child
+from tests.promises.granted import Granted
 from tests.promises.stores import copied
 
 pipeline.build.HISTORY_BLOCK = 4  # eight blocks from a tiny plan
@@ -218,17 +219,6 @@ def unlocked(folder: Path, rounds: int) -> Iterator[str]:
 
 def lockless(folder: Path, rounds: int) -> Iterator[str]:
     """And the lock of the set too: losers may find their files gone, the next command ends in the same bytes."""
-
-    class Granted:
-        def __init__(self, path: Path, blocking: bool) -> None:
-            pass
-
-        def acquire(self) -> None:
-            pass
-
-        def release(self) -> None:
-            pass
-
     granted, lock = fcntl.lockf, filelock.FileLock
     fcntl.lockf = lambda *_: None  # type: ignore[assignment]
     filelock.FileLock = Granted  # type: ignore[assignment,misc]

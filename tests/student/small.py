@@ -16,10 +16,12 @@ from cache.store import Store
 from encoder.packed import Packed
 from pipeline.fit import Run, fit
 from pipeline.suite_ground import shop_dataset
-from student.loop import RunState, TrainSettings
+from student.loop import TrainSettings
+from student.prepared import Prepared, prepared
 from student.protocol import TwoDomains
 from student.registry import BUILT_IN, find_student
-from student.targets import Items, Prepared, join_settings, prepared
+from student.state import RunState
+from student.targets import Items, join_settings
 from tests.fakes import tiny_dataset, tiny_plan
 from tests.student.known import KnownFactors, KnownScores
 

@@ -19,7 +19,8 @@ from cache.store import Store
 from pipeline.build import build
 from student.batches import UNPLANNED, FreshBatches, instances_of
 from student.losses import distillation_loss
-from student.targets import join_settings, prepared, target_of
+from student.prepared import prepared
+from student.targets import join_settings, target_of
 from tests.fakes import TableTeacher, tiny_store
 from tests.student.known import KnownFactors
 

@@ -14,8 +14,9 @@ from cache.plan import Batch
 from cache.store import Store
 from pipeline.fit import Run, fit
 from student.hetcomp import HetComp, HetCompSettings
-from student.loop import RunState, TrainSettings
+from student.loop import TrainSettings
 from student.permutations import top_columns
+from student.state import RunState
 from tests.fakes import tree
 from tests.student.known import Ground, KnownFactors, KnownScores
 from tests.student.small import Answers, shop, small

@@ -7,7 +7,8 @@ import torch
 
 from student.batches import UNPLANNED
 from student.joined import Joined
-from student.targets import Target, join_settings, prepared
+from student.prepared import prepared
+from student.targets import Target, join_settings
 from tests.student.known import Ground, KnownScores
 from tests.student.trial import Trial, same
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from cache.errors import StoreError, TeacherError
 from student import loop
 from student.joined import Joined
-from student.loop import RunState, TrainSettings, schedule, step_loss
+from student.loop import TrainSettings, schedule, step_loss
 from student.losses import cross_entropy, distillation_loss
-from student.targets import prepared
+from student.prepared import prepared
+from student.state import RunState
 from tests.student.known import Ground
 from tests.student.trial import Trial, same
 

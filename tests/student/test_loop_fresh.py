@@ -11,7 +11,7 @@ import torch
 from cache.errors import UsageError
 from student.loop import TrainSettings, epoch_batches, schedule, step_loss
 from student.losses import cross_entropy, distillation_loss
-from student.targets import prepared
+from student.prepared import prepared
 from tests.student.known import Ground
 from tests.student.trial import Trial, same
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cache.digest import canonical_json
-from student.loop import EpochRecord, RunState
+from student.state import EpochRecord, RunState
 from tests.student.known import Ground
 from tests.student.trial import Trial, same
 

@@ -15,8 +15,9 @@ from cache.errors import StoreError, UsageError
 from cache.store import Store
 from pipeline.build import build
 from student.loop import TrainSettings, epoch_batches
+from student.prepared import prepared
 from student.stream import StoreBatches
-from student.targets import join_settings, prepared
+from student.targets import join_settings
 from tests.fakes import TableTeacher
 from tests.student.small import shop
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from cache.errors import StoreError
 from cache.plan import Batch, Plan
 from student.consistency import join, retemper
-from student.targets import Prepared, join_settings, prepared, target_of
+from student.prepared import Prepared, prepared
+from student.targets import join_settings, target_of
 from tests.student.known import Ground, KnownScores
 
 THREAD = "prepare-batches"
@@ -227,7 +228,7 @@ def test_no_more_than_asked_for_is_held(
                 full.set()
                 raise
 
-    monkeypatch.setattr("student.targets.queue.Queue", Watched)
+    monkeypatch.setattr("student.prepared.queue.Queue", Watched)
     (reader,) = teachers(plan, 1)
     batches = prepared(
         dataset, plan, range(len(plan)), [reader], join_settings([reader]), ahead=ahead

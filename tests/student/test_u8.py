@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.build import build
-from student.targets import join_settings, prepared
+from student.prepared import prepared
+from student.targets import join_settings
 from tests.fakes import TableTeacher, tiny_store
 
 
