@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import venv
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,15 +18,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from peer_venv import PEERS, ROOT, python_of
 
 from cache.dataset import Dataset
 
 __all__ = ["MODELS", "RecBole", "recbole"]
 
-_ROOT = Path(__file__).resolve().parents[1]
-_PEERS = Path(__file__).resolve().parent / "peers"
-_VENV = _ROOT / ".venv-peers"
-_PYTHON = _VENV / "bin" / "python"
 _VERSION = "recbole==1.2.1"
 
 #: what both sides share whatever the model; everything else is RecBole's default (overall.yaml, <model>.yaml)
@@ -67,21 +63,13 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 
 
-def install() -> None:
-    """Make .venv-peers unless it is there; ends the benchmark with status 2 where PyPI cannot be reached."""
-    stamp = _VENV / ".installed"
-    wanted = _VERSION + "\n" + (_PEERS / "requirements.txt").read_text()
-    if stamp.is_file() and stamp.read_text() == wanted:
-        return
-    print(f"# installing {_VERSION} into {_VENV}", file=sys.stderr, flush=True)
-    venv.create(_VENV, with_pip=True, clear=True)
-    pip = [str(_PYTHON), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-    constraints = ["-c", str(_ROOT / "constraints.txt")]
-    for what in (["-r", str(_PEERS / "requirements.txt")], ["--no-deps", _VERSION]):
-        if subprocess.run([*pip, *constraints, *what], check=False).returncode:
-            print(f"{' '.join(what)}: could not be installed; not run.", file=sys.stderr)
-            raise SystemExit(2)
-    stamp.write_text(wanted)
+def install() -> Path:
+    """The interpreter of .venv-peers with RecBole in it; ends the benchmark with status 2 where PyPI cannot be reached."""
+    constraints = ["-c", str(ROOT / "constraints.txt")]
+    needed = ["-r", str(PEERS / "requirements.txt")]
+    return python_of(
+        ".venv-peers", "recbole", [[*constraints, *needed], [*constraints, "--no-deps", _VERSION]]
+    )
 
 
 class RecBole:
@@ -124,7 +112,7 @@ def recbole(
     Args:
         attributes: [V, 2] which brand and which category each item has, for it to know.
     """
-    install()
+    python = install()
     home = folder / (f"recbole-{model}" if attributes is None else f"recbole-{model}-attributes")
     (home / "toys").mkdir(parents=True, exist_ok=True)
     with (home / "toys" / "toys.inter").open("w") as file:
@@ -140,7 +128,7 @@ def recbole(
         (home / "toys" / "toys.item").write_text(head + "".join(rows))
         more = {**_ATTRIBUTES, **more}
     settings = {**SETTINGS, **MODELS[model], "MAX_ITEM_LIST_LENGTH": dataset.max_length, **more}
-    script = [str(_PYTHON), str(_PEERS / "recbole_peer.py"), model, str(home), "toys"]
+    script = [str(python), str(PEERS / "recbole_peer.py"), model, str(home), "toys"]
     log = home / "log.txt"
     with (
         log.open("w") as errors,

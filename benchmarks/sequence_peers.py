@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
-import venv
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peer_venv import PEERS, ROOT, python_of
 from recbole_side import RecBole
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,9 +26,6 @@ from cache.dataset import Dataset
 
 __all__ = ["pmixer", "rectools"]
 
-_ROOT = Path(__file__).resolve().parents[1]
-_PEERS = Path(__file__).resolve().parent / "peers"
-_VENV = _ROOT / ".venv-rectools"
 LENGTH, USERS, WIDTH, BLOCKS, HEADS, DROPOUT = 50, 128, 64, 2, 2, 0.5
 
 
@@ -90,21 +86,6 @@ def pmixer(dataset: Dataset, seed: int = 0) -> Callable[[int], int]:
     return epoch
 
 
-def _install() -> Path:
-    python, wanted = _VENV / "bin" / "python", (_PEERS / "rectools.txt").read_text()
-    stamp = _VENV / ".installed"
-    if not (stamp.is_file() and stamp.read_text() == wanted):
-        print(f"# installing rectools.txt into {_VENV}", file=sys.stderr, flush=True)
-        venv.create(_VENV, with_pip=True, clear=True)
-        pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-        more = ["-c", str(_ROOT / "constraints.txt"), "-r", str(_PEERS / "rectools.txt")]
-        if subprocess.run([*pip, *more], check=False).returncode:
-            print("rectools.txt: could not be installed; not run.", file=sys.stderr)
-            raise SystemExit(2)
-        stamp.write_text(wanted)
-    return python
-
-
 @contextmanager
 def rectools(
     dataset: Dataset, folder: Path, threads: int, batches: int, **settings: Any
@@ -125,7 +106,9 @@ def rectools(
         "session_max_len": LENGTH,
         **settings,
     }
-    script = [str(_install()), str(_PEERS / "rectools_peer.py"), str(home / "rows.csv")]
+    wanted = ["-c", str(ROOT / "constraints.txt"), "-r", str(PEERS / "rectools.txt")]
+    python = python_of(".venv-rectools", "rectools", [wanted])
+    script = [str(python), str(PEERS / "rectools_peer.py"), str(home / "rows.csv")]
     with (
         (home / "log.txt").open("w") as errors,
         subprocess.Popen(

@@ -8,9 +8,7 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-import venv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,13 +16,11 @@ from typing import Any
 import numpy as np
 import zarr
 from numpy.typing import NDArray
+from peer_venv import PEERS, ROOT, python_of
 from zarr.buffer.cpu import NDBuffer
 
 __all__ = ["Into", "install", "readers"]
 
-_ROOT = Path(__file__).resolve().parents[1]
-_WANTED = Path(__file__).resolve().parent / "peers" / "stores.txt"
-_VENV = _ROOT / ".venv-peers"
 _INDEX_CACHE = 4 << 20  # bytes: indexes of shards, hardly a chunk
 
 Into = Callable[[int, NDArray[Any]], object]
@@ -33,20 +29,10 @@ Into = Callable[[int, NDArray[Any]], object]
 
 def install() -> None:
     """Make .venv-peers with them unless it is there; ends the benchmark with status 2 where PyPI cannot be reached."""
-    stamp = _VENV / ".stores-installed"
-    if not (stamp.is_file() and stamp.read_text() == _WANTED.read_text()):
-        python = _VENV / "bin" / "python"
-        print(f"# installing {_WANTED.name} into {_VENV}", file=sys.stderr, flush=True)
-        if not python.exists():
-            venv.create(_VENV, with_pip=True)
-        pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-        wanted = ["-r", str(_WANTED), f"zarr=={zarr.__version__}", f"numpy=={np.__version__}"]
-        if subprocess.run([*pip, *wanted], check=False).returncode:
-            print(f"{_WANTED.name}: could not be installed; not run.", file=sys.stderr)
-            raise SystemExit(2)
-        stamp.write_text(_WANTED.read_text())
+    shared = [f"zarr=={zarr.__version__}", f"numpy=={np.__version__}"]
+    python_of(".venv-peers", "stores", [["-r", str(PEERS / "stores.txt"), *shared]])
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    sys.path.append(str(_VENV / "lib" / version / "site-packages"))
+    sys.path.append(str(ROOT / ".venv-peers" / "lib" / version / "site-packages"))
 
 
 def readers(array: Path) -> dict[str, Into]:
