@@ -20,7 +20,7 @@ from cache.atomic import disk_errors, put
 from cache.errors import StoreError
 from cache.manifest import Manifest
 from cache.pages import check_pages
-from cache.proven import ProvenFile
+from cache.proven import proven
 
 __all__ = ["check_rows", "read_pieces", "read_table", "write_table"]
 
@@ -91,14 +91,15 @@ def _opened(
 ) -> Iterator[tuple[pq.ParquetFile, int]]:
     """(the file, bytes in memory that it may unpack to), nothing unpacked yet; what goes wrong inside is told as ours."""
     texts = [field.name for field in schema if field.type == pa.string()]
-    with _sealed(path, manifest) as data, _readable(path):
+    data = _sealed(path, manifest)
+    with _readable(path):
         limit = max(_SMALL, _RATIO * len(data))
         file = pq.ParquetFile(
-            data,
+            pa.BufferReader(data),
             page_checksum_verification=True,
             read_dictionary=texts,  # so that a text that stands in many rows takes its place once
         )
-        plain = pq.ParquetFile(data).schema_arrow
+        plain = pq.ParquetFile(pa.BufferReader(data)).schema_arrow
         if plain != schema:
             raise _bad(path, f"has the columns {plain.names}, {schema.names} were expected")
         if file.metadata.num_rows != rows:
@@ -147,11 +148,11 @@ def check_rows(folder: Path, name: str, rows: int) -> None:
         raise _bad(path, what)
 
 
-def _sealed(path: Path, manifest: Manifest) -> ProvenFile:
+def _sealed(path: Path, manifest: Manifest) -> pa.Buffer:
     entry = next((entry for entry in manifest.files if entry.path == path.name), None)
     if entry is None:
         raise StoreError(f"{path}: is missing; {_ADVICE}.", code="store.missing")
-    return ProvenFile(path, entry, advice=_ADVICE)
+    return proven(path, entry, advice=_ADVICE)
 
 
 def _text_bytes(column: Any) -> int:

@@ -2,68 +2,79 @@
 
 from __future__ import annotations
 
-import io
+import tempfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cache import column as columns
-from cache import proven
+from cache import proven as module
 from cache.column import Column
 from cache.digest import sha256_bytes
-from cache.errors import StoreError
+from cache.errors import DiskError, StoreError
 from cache.manifest import Entry
-from cache.proven import ProvenFile
+from cache.proven import proven
 from tests.promises.grounds import in_memory
 
 
-def opened(path: Path, data: bytes) -> ProvenFile:
-    path.write_bytes(data)
-    entry = Entry(path=path.name, size=len(data), sha256=sha256_bytes(data))
-    return ProvenFile(path, entry, advice="restore it")
+def entry_of(path: Path, data: bytes) -> Entry:
+    return Entry(path=path.name, size=len(data), sha256=sha256_bytes(data))
 
 
-@given(
-    data=st.binary(max_size=40),
-    steps=st.lists(st.tuples(st.integers(-3, 45), st.integers(0, 45), st.sampled_from([0, 1, 2]))),
-    small=st.sampled_from([0, 20]),
-)
-def test_it_reads_as_bytes_in_memory_do(data, steps, small):
+@given(data=st.binary(min_size=1, max_size=40), small=st.sampled_from([0, 20, 40]))
+def test_it_is_what_the_file_held_whatever_is_written_there_later(data, small):
     with in_memory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(proven, "_SMALL", small)
-        patch.setattr(proven, "_BLOCK", 7)  # reads begin, end and lie across blocks
-        plain = io.BytesIO(data)
-        with opened(folder / "file", data) as file:
-            assert len(file) == len(data)
-            assert [file[at] for at in range(len(file))] == list(data)
-            for offset, count, whence in steps:
-                if whence == io.SEEK_SET and offset < 0:
-                    continue
-                assert file.seek(offset, whence) == plain.seek(offset, whence) == file.tell()
-                assert file.read(count) == plain.read(count)
+        patch.setattr(module, "_SMALL", small)
+        patch.setattr(module, "_BLOCK", 7)
+        path = folder / "file"
+        path.write_bytes(data)
+        kept = proven(path, entry_of(path, data), advice="restore it")
+        path.write_bytes(data[::-1] + b"more")
+        path.unlink()
+        assert kept.to_pybytes() == data
+        assert [kept[at] for at in range(len(kept))] == list(data)
 
 
-def test_a_block_that_changes_after_the_check_is_refused(tmp_path, monkeypatch):
-    size = 1 << 16  # larger than what Python reads ahead
-    monkeypatch.setattr(proven, "_SMALL", 0)
-    monkeypatch.setattr(proven, "_BLOCK", size)
+@pytest.mark.parametrize("small", [0, 1 << 20])
+@pytest.mark.parametrize(
+    ("found", "code"),
+    [(b"abd", "store.wrong_digest"), (b"ab", "store.wrong_size"), (b"abcd", "store.wrong_size")],
+)
+def test_other_bytes_are_refused_and_no_copy_is_left(found, code, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SMALL", small)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     path = tmp_path / "file"
-    with opened(path, b"a" * size + b"b" * size + b"c" * 10) as file:
-        assert file.read(3) == b"aaa"
-        with path.open("r+b") as other:
-            other.seek(2 * size - 1)
-            other.write(b"B")
-        assert file.read(size - 3) == b"a" * (size - 3)  # a block that is as it was
-        with pytest.raises(StoreError, match="its bytes have changed") as caught:
-            file.read(1)
-        assert caught.value.code == "store.wrong_digest"
-        path.write_bytes(b"abc")
-        file.seek(2 * size)
-        with pytest.raises(StoreError, match="its bytes have changed"):
-            file.read(4)
+    path.write_bytes(found)
+    with pytest.raises(StoreError, match=str(path)) as caught:
+        proven(path, entry_of(path, b"abc"), advice="restore it")
+    assert caught.value.code == code
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_copy_that_finds_no_room_is_told_with_its_place(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SMALL", 0)
+    monkeypatch.setattr(tempfile, "tempdir", "/dev/full/nowhere")
+    path = tmp_path / "file"
+    path.write_bytes(b"abc")
+    with pytest.raises(DiskError, match="/dev/full/nowhere: Not a directory"):
+        proven(path, entry_of(path, b"abc"), advice="restore it")
+
+
+def test_large_copies_take_no_memory_of_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_SMALL", 0)
+    path = tmp_path / "file"
+    data = bytes(64 << 20)
+    path.write_bytes(data)
+    entry = entry_of(path, data)
+    del data
+    before = pa.total_allocated_bytes()
+    kept = proven(path, entry, advice="restore it")
+    assert kept.size == 64 << 20
+    assert pa.total_allocated_bytes() == before
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 20])

@@ -275,11 +275,11 @@ MUTANTS = [
         f"{P}/test_p06_lineage.py::test_scores_and_factors_of_another_dataset_or_plan",
     ),
     Mutant(
-        "a block that changed after the check is read",
+        "a table's bytes are read unproven",
         "cache/proven.py",
-        "            if hashlib.sha256(held).digest() != self._digests[number]:",
-        "            if False:",
-        "tests/cache/test_proven.py::test_a_block_that_changes_after_the_check_is_refused",
+        '    if (digest := f"sha256:{whole.hexdigest()}") != entry.sha256:',
+        '    if not (digest := f"sha256:{whole.hexdigest()}"):',
+        "tests/cache/test_proven.py::test_other_bytes_are_refused_and_no_copy_is_left",
     ),
     Mutant(
         "scores move between plans",
