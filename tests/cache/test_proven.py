@@ -64,17 +64,18 @@ def test_a_copy_that_finds_no_room_is_told_with_its_place(tmp_path, monkeypatch)
         proven(path, entry_of(path, b"abc"), advice="restore it")
 
 
-def test_large_copies_take_no_memory_of_the_process(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_SMALL", 0)
+@pytest.mark.parametrize(("small", "taken"), [(1 << 23, 1 << 22), (0, 0)])
+def test_the_copy_is_arrows_or_the_systems_and_never_pythons(small, taken, tmp_path, monkeypatch):
+    # an Arrow thread that lets go of a Python object while Python shuts down aborts the process, now and then
+    monkeypatch.setattr(module, "_SMALL", small)
     path = tmp_path / "file"
-    data = bytes(64 << 20)
+    data = bytes(1 << 22)
     path.write_bytes(data)
     entry = entry_of(path, data)
-    del data
     before = pa.total_allocated_bytes()
     kept = proven(path, entry, advice="restore it")
-    assert kept.size == 64 << 20
-    assert pa.total_allocated_bytes() == before
+    assert kept.size == 1 << 22
+    assert pa.total_allocated_bytes() - before == taken
 
 
 @pytest.mark.parametrize("limit", [0, 1 << 20])
