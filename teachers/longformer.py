@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from encoder.dropout import Dropout, dropout
 from teachers.ragged import Ragged
 
-__all__ = ["Block", "Longformer"]
+__all__ = ["Block", "Longformer", "windows"]
 
 
 class Longformer(nn.Module):
@@ -145,15 +145,10 @@ class SelfAttention(nn.Module):
     def local(self, x_ND: Tensor, ragged: Ragged) -> Tensor:
         """[N, D]; the rows of first tokens mean nothing."""
         tokens, hidden = x_ND.shape
-        qkv = F.linear(x_ND, *self.fused())
-        spare = ragged.blocks * ragged.block - tokens
-        query = F.pad(qkv[:, :hidden], (0, 0, 0, spare)).view(
-            ragged.blocks, ragged.block, self.heads, -1
-        )
-        columns = qkv[:, hidden:].index_select(0, ragged.keys.view(-1))
-        key, value = columns.view(*ragged.keys.shape, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        placed = x_ND.index_select(0, ragged.places.view(-1))
+        query, key, value = windows(F.linear(placed, *self.fused()), ragged, self.heads)
         rate = self.rate if self.training else 0.0
-        mixed = _attention(query.transpose(1, 2), key, value, ragged.mask, rate)
+        mixed = _attention(query, key, value, ragged.mask, rate)
         return mixed.transpose(1, 2).reshape(-1, hidden)[:tokens]
 
     def first_tokens(self, x_ND: Tensor, ragged: Ragged) -> Tensor:
@@ -191,6 +186,17 @@ class SelfAttention(nn.Module):
             back = torch.cat([grid.members for grid in ragged.grids]).argsort()
             return pooled_BHD[back], mass_BH[back]
         return pooled_BHD, mass_BH
+
+
+def windows(qkv: Tensor, ragged: Ragged, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """[blocks, H, Q, E] queries and [blocks, H, C, E] keys and values, from [places, 3 D].
+
+    Views: three neighbouring blocks are one stretch of memory.
+    """
+    placed = qkv.view(*ragged.places.shape, 3, heads, -1)
+    query = placed[1:-1, 1:, 0].transpose(1, 2)
+    key, value = placed[:, :, 1:].unfold(0, 3, 1).permute(2, 0, 3, 5, 1, 4).flatten(3, 4)
+    return query, key, value
 
 
 def _pool(

@@ -1,10 +1,11 @@
 """Sequences of many lengths laid end to end, and who may look at whom under a sliding window with one global token.
 
 No padding is stored, so linear layers, norms and feed-forwards see real tokens alone. For local attention the N
-tokens are cut into blocks of Q queries, wherever sequences begin or end; a block's keys are the tokens from half a
-window before to half a window behind it, and in column 0 the first token of the sequence that was under way before
-them (at most one can be: any other first token that matters stands among the keys). Refuses empty sequences. Legend:
-N tokens in all, B sequences, Q queries a block, C key columns a block.
+tokens are cut into blocks of Q queries, wherever sequences begin or end, and each block is led by one more place, for
+the first token of the sequence that was under way before its window (at most one can be: any other first token that
+matters stands among the keys). A block's keys are those places and its own and both neighbours' tokens, which lie side
+by side in memory, so that nothing is copied for each block. Refuses empty sequences. Legend: N tokens in all, B
+sequences, Q queries a block, C = 3 (Q + 1) key columns a block.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from encoder.packed import sent
 
 __all__ = ["Grid", "Ragged"]
 
-_LANES = 8  # columns that processors and GPUs handle at once
 _SHORTEST_BLOCK = 16
 
 
@@ -41,7 +41,7 @@ class Ragged:
     starts: Tensor  #: [B] first token of each sequence, int64
     block: int  #: Q
     reach: int  #: half the window: a token sees that many on either side
-    keys: Tensor  #: [blocks, C] token that stands in each key column, int64
+    places: Tensor  #: [blocks + 2, Q + 1] token that stands in each place, a block without queries at either end, int64
     mask: Tensor  #: [blocks, 1, Q, C] True where a query may look
     runs: tuple[tuple[int, int], ...]  #: (sequences, tokens of each) of neighbours of equal length
     grids: tuple[Grid, ...]  #: all sequences in padded rectangles; empty: use `runs`
@@ -49,7 +49,7 @@ class Ragged:
     @property
     def blocks(self) -> int:
         """How many."""
-        return len(self.keys)
+        return len(self.mask)
 
     @classmethod
     def of(
@@ -81,44 +81,48 @@ class Ragged:
             padded = torch.device(device).type != "cpu"
         reach = window // 2
         block = max(reach, _SHORTEST_BLOCK)
-        columns = -(-(block + window + 1) // _LANES) * _LANES
         ends = np.cumsum(sizes)
         begins = ends - sizes
         starts = _sent(begins, device)
         first_N = _sent(np.repeat(begins, sizes), device)
-        keys, mask = _blocks(first_N, block, reach, columns)
+        places, mask = _blocks(first_N, block, reach)
         changes = np.flatnonzero(np.diff(sizes, prepend=0))
         counts = np.diff(changes, append=len(sizes))
         return cls(
             starts=starts,
             block=block,
             reach=reach,
-            keys=keys,
+            places=places,
             mask=mask,
             runs=tuple(zip(counts.tolist(), sizes[changes].tolist(), strict=True)),
             grids=_grids(begins, sizes, device) if padded else (),
         )
 
 
-def _blocks(first_N: Tensor, block: int, reach: int, columns: int) -> tuple[Tensor, Tensor]:
-    """(keys, mask) of :class:`Ragged`; `first_N` tells each token where its sequence begins.
+def _blocks(first_N: Tensor, block: int, reach: int) -> tuple[Tensor, Tensor]:
+    """(places, mask) of :class:`Ragged`; `first_N` tells each token where its sequence begins, `block` is at least `reach`.
 
     Sequences are told apart by where they begin. Queries beyond the last token repeat it.
     """
     device, tokens = first_N.device, len(first_N)
-    corners = torch.arange(0, tokens, block, device=device)[:, None]
-    queries = (corners + torch.arange(block, device=device)).clamp(max=tokens - 1)
-    window = corners + torch.arange(-reach, columns - 1 - reach, device=device)
-    inside = window.clamp(0, tokens - 1)
+    corners = torch.arange(-block, tokens + block, block, device=device)[:, None]
+    inside = (corners + torch.arange(block, device=device)).clamp(0, tokens - 1)
+    places = torch.cat([first_N[inside[:, :1]], inside], dim=1)
+    corners, queries = corners[1:-1], inside[1:-1]
+    window = corners + torch.arange(-block, 2 * block, device=device)
     own = first_N[queries]
     # out of range no sequence begins: nobody looks there
-    theirs = torch.where(window == inside, first_N[inside], -1)
+    theirs = torch.where(
+        (window >= 0) & (window < tokens), first_N[window.clamp(0, tokens - 1)], -1
+    )
     distance = (window[:, None] - queries[:, :, None]).abs()
     near = (distance <= reach) | (window[:, None] == own[:, :, None])
     local = near & (theirs[:, None] == own[:, :, None])
-    far = own[:, :, None] < corners[:, :, None] - reach
-    keys = torch.cat([first_N[corners], inside], dim=1)
-    return keys, torch.cat([far, local], dim=2)[:, None]
+    far = own < corners - block
+    mask = torch.zeros(*queries.shape, 3, block + 1, dtype=torch.bool, device=device)
+    mask[..., 1:] = local.view(*queries.shape, 3, block)
+    mask[:, :, 1, 0] = far  # the place that leads the block itself
+    return places, mask.flatten(2)[:, None]
 
 
 def _grids(

@@ -151,10 +151,11 @@ def test_every_query_sees_its_window_and_its_first_token_once_each(
     ragged = Ragged.of(np.array(lengths), 2 * reach)
     begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
     ends = np.repeat(np.cumsum(lengths), lengths)
-    keys, mask = ragged.keys.numpy(), ragged.mask[:, 0].numpy()
+    places, mask = ragged.places.numpy(), ragged.mask[:, 0].numpy()
     for token in range(sum(lengths)):
         block, place = divmod(token, ragged.block)
-        seen = keys[block][mask[block, place]].tolist()
+        seen = places[block : block + 3].ravel()[mask[block, place]].tolist()
+        assert places[block + 1, place + 1] == token
         near = range(max(begins[token], token - reach), min(ends[token], token + reach + 1))
         assert sorted(seen) == sorted({*near, begins[token]})
 
