@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.errors import StoreError, TeacherError
+from cache.errors import TeacherError
 from cache.factor_layout import FactorLayout, Halves, Table
 from cache.manifest import Manifest
 from cache.score_writer import teacher_settings
@@ -140,13 +140,6 @@ class FactorWriter:
             StoreError: ``scores.incomplete`` when units are missing, ``store.wrong_digest`` when the
                 disk gives back other bytes than it was given.
         """
-        missing = [path for path in self.layout.sizes() if not self.part.there(path)]
-        if missing:
-            raise StoreError(
-                f"{self.part.work}: {len(missing)} of {len(self.layout.sizes())} files are not there "
-                "yet; run the same `kd-cache build` again.",
-                code="scores.incomplete",
-            )
         counts = {
             "instances": self.layout.instances,
             "items": self.layout.items,

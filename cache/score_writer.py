@@ -176,14 +176,6 @@ class ScoreWriter:
             StoreError: ``scores.incomplete`` when units are missing, ``store.wrong_digest`` when the
                 disk gives back other bytes than it was given.
         """
-        # by name and size; publishing reads them all and compares with the journal
-        missing = [path for path in self.layout.sizes() if not self.part.there(path)]
-        if missing:
-            raise StoreError(
-                f"{self.work}: {len(missing)} of {len(self.layout.shards)} shards are not there yet; "
-                "run the same `kd-cache build` again.",
-                code="scores.incomplete",
-            )
         counts = {
             "batches": self.layout.batches,
             "columns": self.layout.columns,

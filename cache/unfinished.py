@@ -114,13 +114,21 @@ class Unfinished:
         """Read everything back, write the manifest, publish the part by one rename, clear the work.
 
         Args:
-            files: what was put; whatever else lies there goes.
+            files: what was to be put; whatever else lies there goes.
             more: small files by path, whose bytes are at hand.
             format: the manifest's.
 
         Raises:
-            StoreError: ``store.wrong_digest`` when the disk gives back other bytes than it was given.
+            StoreError: ``scores.incomplete`` when files are missing, ``store.wrong_digest`` when the disk gives back
+                other bytes than it was given.
         """
+        # by name and size; sealing reads them all, and what it read is compared with the journal
+        if missing := [path for path in files if not self.there(path)]:
+            raise StoreError(
+                f"{self.work}: {len(missing)} of {len(files)} files are not there yet; "
+                "run the same `kd-cache build` again.",
+                code="scores.incomplete",
+            )
         staged = self.work / _SET
         for name, data in more.items():
             put(staged / name, data, aside=self.work)
