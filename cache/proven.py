@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,23 +37,23 @@ def proven(path: Path, entry: Entry, *, advice: str) -> pa.Buffer:
     """
     if entry.size <= _SMALL:
         kept = pa.BufferOutputStream()
-        _copy(path, entry, kept, advice)
+        _copy(path, entry, kept.write, advice)
         return kept.getvalue()
     place = Path(tempfile.gettempdir())
     with disk_errors(place), tempfile.NamedTemporaryFile(dir=place) as unnamed:
-        with pa.OSFile(unnamed.name, "wb") as file:
-            _copy(path, entry, file, advice)
+        _copy(path, entry, unnamed.write, advice)
+        unnamed.flush()
         with pa.memory_map(unnamed.name) as pages:
             return pages.read_buffer()  # it holds on to the pages when the name is gone
 
 
-def _copy(path: Path, entry: Entry, kept: pa.NativeFile, advice: str) -> None:
-    """Into `kept` what the file holds, if that is what the entry says."""
+def _copy(path: Path, entry: Entry, keep: Callable[[bytes], object], advice: str) -> None:
+    """Hand `keep` what the file holds, and refuse it where that is not what the entry says."""
     whole, found = hashlib.sha256(), 0
     for block in _blocks(path, entry.size + 1):
         whole.update(block)
         found += len(block)
-        kept.write(block)
+        keep(block)
     if found != entry.size:
         raise StoreError(
             f"{path}: {entry.size:,} bytes expected, others found; {advice}.",

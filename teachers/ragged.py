@@ -39,17 +39,10 @@ class Ragged:
     """Where everything stands. Make one with :meth:`of`."""
 
     starts: Tensor  #: [B] first token of each sequence, int64
-    block: int  #: Q
-    reach: int  #: half the window: a token sees that many on either side
     places: Tensor  #: [blocks + 2, Q + 1] token that stands in each place, a block without queries at either end, int64
     mask: Tensor  #: [blocks, 1, Q, C] True where a query may look
     runs: tuple[tuple[int, int], ...]  #: (sequences, tokens of each) of neighbours of equal length
     grids: tuple[Grid, ...]  #: all sequences in padded rectangles; empty: use `runs`
-
-    @property
-    def blocks(self) -> int:
-        """How many."""
-        return len(self.mask)
 
     @classmethod
     def of(
@@ -90,8 +83,6 @@ class Ragged:
         counts = np.diff(changes, append=len(sizes))
         return cls(
             starts=starts,
-            block=block,
-            reach=reach,
             places=places,
             mask=mask,
             runs=tuple(zip(counts.tolist(), sizes[changes].tolist(), strict=True)),

@@ -153,7 +153,7 @@ def test_every_query_sees_its_window_and_its_first_token_once_each(
     ends = np.repeat(np.cumsum(lengths), lengths)
     places, mask = ragged.places.numpy(), ragged.mask[:, 0].numpy()
     for token in range(sum(lengths)):
-        block, place = divmod(token, ragged.block)
+        block, place = divmod(token, places.shape[1] - 1)
         seen = places[block : block + 3].ravel()[mask[block, place]].tolist()
         assert places[block + 1, place + 1] == token
         near = range(max(begins[token], token - reach), min(ends[token], token + reach + 1))
