@@ -23,8 +23,9 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes, a file's tests in one of them: much of the suite waits for a command or a disk.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The promises of docs/promises.md with their long attacks, then the mutants that take one safeguard away each.
 promises: $(VENV)/.installed

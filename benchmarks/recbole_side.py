@@ -75,12 +75,12 @@ def install() -> Path:
 class RecBole:
     """A running RecBole; commands are those of peers/recbole_peer.py.
 
-    An answer's `seconds` and `processor` are the work's own, on the clock and on the processor.
+    An answer's `seconds` and `processor` are the work's own, on the clock and on the processor. What it prints is in `log`.
     """
 
     def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
         self._process = process
-        self._log = log
+        self.log = log
 
     def ask(self, do: str, threads: int, **command: Any) -> dict[str, Any]:
         """The answer, with the seconds that the work took."""
@@ -93,7 +93,7 @@ class RecBole:
             answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         except (OSError, ValueError) as error:
             self._process.kill()
-            told = self._log.read_text(errors="replace")[-2000:]
+            told = self.log.read_text(errors="replace")[-2000:]
             print(f"{told}\nRecBole ended at {do!r}.", file=sys.stderr)
             raise SystemExit(1) from error
         return answer

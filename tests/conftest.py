@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
 import torch
 import zarr
 from hypothesis import settings
+
+from tests.promises import ledger
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -27,6 +30,23 @@ def pytest_report_header() -> str:
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)  # tiny tensors; and the same sums everywhere
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if (
+        handed := getattr(session.config, "workeroutput", None)
+    ) is not None:  # a process of several
+        handed["promises"] = ledger.counts()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    ledger.add(getattr(node, "workeroutput", {}).get("promises", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in ledger.lines():
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture

@@ -65,7 +65,13 @@ class Peer:
 
     def fit(self) -> dict[str, Any]:
         """The whole of `Trainer.fit` with its early stopping; the best model on validation and test."""
-        _, valid = self.trainer.fit(self.train_data, self.valid_data, saved=True, verbose=False)
+
+        def told(epoch: int, score: float) -> None:
+            print(f"epoch {epoch + 1}, valid {score:.4f}", flush=True)
+
+        _, valid = self.trainer.fit(
+            self.train_data, self.valid_data, saved=True, verbose=False, callback_fn=told
+        )
         test = self.trainer.evaluate(self.test_data, load_best_model=True)
         return {"valid": {k: float(v) for k, v in valid.items()}} | {
             "test": {k: float(v) for k, v in test.items()}

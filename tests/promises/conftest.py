@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.promises import ledger
-
 
 @pytest.fixture
 def long(request: pytest.FixtureRequest) -> bool:
@@ -25,8 +23,3 @@ def memory(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         yield Path(name)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for line in ledger.lines():
-        terminalreporter.write_line(line)

@@ -1,13 +1,14 @@
 """What each promise was attacked with in this run, and how often it was kept.
 
 A promise test calls `kept` once per attack family; the last lines of the run print a sum per promise, which is what
-`docs/promises.md` quotes. A promise that was not kept also fails its test: the ledger counts, it does not judge.
+`docs/promises.md` quotes. A promise that was not kept also fails its test: the ledger counts, it does not judge. Where the
+suite runs in several processes, each ends by handing over its `counts`, and the one that prints `add`s them.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 _COUNTS: dict[str, list[int]] = defaultdict(lambda: [0, 0])
 
@@ -25,6 +26,17 @@ def all_kept(promise: str, outcomes: Iterable[object]) -> None:
     kept(promise, len(complaints) - len(broken), len(complaints))
     assert complaints, f"{promise}: no attack was made"
     assert not broken, f"{promise}: {len(broken)} of {len(complaints)} broken, first {broken[:3]}"
+
+
+def counts() -> dict[str, list[int]]:
+    """Promise -> how often kept, of how many attacks, in this process."""
+    return dict(_COUNTS)
+
+
+def add(counted: Mapping[str, list[int]]) -> None:
+    """Take in another process's `counts`."""
+    for promise, (number, of) in counted.items():
+        kept(promise, number, of)
 
 
 def lines() -> list[str]:
