@@ -30,8 +30,8 @@ from cache.store import Store
 from pipeline.build import build
 from pipeline.export import export
 from pipeline.fit import fit
-from student.loop import TrainSettings
 from student.sasrec import SASRecConfig
+from student.schedule import TrainSettings
 from student.targets import join_settings
 
 NAME = "export"

@@ -12,8 +12,9 @@ from cache.factors import FactorReader
 from cache.scores import ScoreReader
 from cache.store import Store
 from student.joined import KEPT_BYTES, Joined
-from student.loop import TrainSettings, make_optimizer, train
+from student.loop import make_optimizer, train
 from student.registry import find_student
+from student.schedule import TrainSettings
 from student.state import RunState
 from student.targets import Items, join_settings
 

@@ -14,8 +14,8 @@ from cache.describe import store_digest
 from cache.errors import CkdError
 from encoder.checkpoint import load_weights
 from pipeline import console
-from pipeline.fit import MODEL, Run, open_run
 from pipeline.run_table import METRICS
+from pipeline.runs import MODEL, Run, open_run
 from student.registry import BUILT_IN
 
 __all__ = ["base_beside", "card", "kind_of", "title_of"]

@@ -19,7 +19,7 @@ from cache.store import Store
 from pipeline import console
 from pipeline.cli_student_out import add_commands
 from pipeline.config import check_finite, parse_epsilon
-from pipeline.fit import Run, fit, standing
+from pipeline.fit import fit
 from pipeline.join_options import (
     AlphaOption,
     ConsistencyOption,
@@ -32,6 +32,7 @@ from pipeline.join_options import (
 )
 from pipeline.live import Board, board
 from pipeline.run_table import print_runs
+from pipeline.runs import Run, standing
 from pipeline.scalars import check_log_dir, scalars
 from pipeline.sign import SignedByOption
 from pipeline.student_options import (
@@ -56,8 +57,8 @@ from pipeline.student_store import (
 )
 from pipeline.two_domains import with_source
 from student.hetcomp import HetCompSettings
-from student.loop import Batching, TrainSettings
 from student.registry import find_student
+from student.schedule import Batching, TrainSettings
 from student.state import RunState
 from student.targets import join_settings
 

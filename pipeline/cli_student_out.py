@@ -17,7 +17,6 @@ from pipeline.card import base_beside, card
 from pipeline.evaluate import rank_student
 from pipeline.export import CARD, ExportFormat, Place, export
 from pipeline.exported import is_export, open_student
-from pipeline.fit import open_run
 from pipeline.metrics import metrics_of_ranks
 from pipeline.recommend import (
     Format,
@@ -29,6 +28,7 @@ from pipeline.recommend import (
     write_lists,
 )
 from pipeline.run_table import METRICS, task
+from pipeline.runs import open_run
 from pipeline.sign import SignedByOption
 from pipeline.student_store import CacheOption, at_store, open_store
 

@@ -29,7 +29,7 @@ from cache.errors import UsageError
 from cache.store import Store
 from cache.tables import write_table
 from pipeline.card import base_beside, card, title_of
-from pipeline.fit import MODEL, RECORD, Run, load_student, open_run
+from pipeline.runs import MODEL, RECORD, Run, load_student, open_run
 from student.protocol import Asked
 from student.serving import asked, quiet, serving, traced
 

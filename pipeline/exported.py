@@ -23,7 +23,7 @@ from cache.store import Store
 from encoder.packed import Packed
 from encoder.padded import PADDING
 from pipeline.export import EXPORT, TABLE, model_file
-from pipeline.fit import load_student
+from pipeline.runs import load_student
 from student.protocol import AnyStudent
 
 __all__ = ["Exported", "is_export", "open_student", "rectangle"]

@@ -8,8 +8,8 @@ import numpy as np
 
 from cache.store import Store
 from pipeline import console
-from pipeline.fit import Run
 from pipeline.metrics import CUTOFFS, gains, paired_p_value
+from pipeline.runs import Run
 
 __all__ = ["METRICS", "print_runs", "task"]
 

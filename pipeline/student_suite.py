@@ -27,13 +27,15 @@ from cache.store import Store
 from encoder.checkpoint import load_weights, save_weights
 from encoder.packed import Packed
 from pipeline.evaluate import rank_student
-from pipeline.fit import Run, fit, load_student
+from pipeline.fit import fit
+from pipeline.runs import Run, load_student
 from pipeline.suite_ground import shop_store
-from student.loop import TrainSettings, step_loss
 from student.prepared import prepared
 from student.protocol import Scorer, Student
 from student.registry import find_student
+from student.schedule import TrainSettings
 from student.state import RunState
+from student.steps import step_loss
 from student.targets import join_settings
 
 __all__ = ["StudentSuite"]

@@ -1,15 +1,12 @@
 """Batches made ready on a background thread: histories packed, teachers' scores read, checked and joined.
 
 What the student's step needs of a batch does not depend on the student, so it is prepared while the step before runs. The
-order and the numbers do not depend on the thread's timing; an error in it surfaces at the batch it belongs to. Holds
-`ahead` batches: at T = 512 about 1 MB each, over all items 4 bytes a history and item. Whoever leaves off before the last
-batch closes the generator, which waits for the thread. Legend: K teachers, T slots, C columns.
+order and the numbers do not depend on the thread's timing (ahead.py). Holds `most` batches: at T = 512 about 1 MB each, over
+all items 4 bytes a history and item. Legend: K teachers, T slots, C columns.
 """
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
@@ -22,6 +19,7 @@ from torch import Tensor
 from cache.dataset import Dataset
 from cache.plan import Batch
 from encoder.packed import Packed, sent
+from student.ahead import ahead
 from student.batches import Batches, FreshBatches
 from student.heard import Scores
 from student.joined import Joined
@@ -75,13 +73,13 @@ def prepared(
     settings: JoinSettings | None,
     *,
     device: torch.device | str = "cpu",
-    ahead: int = 2,
+    most: int = 2,
     tiled: bool = True,
     own: bool = False,
     lists: Callable[[Batch], Lists] | None = None,
     kept: Joined | None = None,
 ) -> Generator[Prepared, None, None]:
-    """The plan's batches in `order`, each made ready before it is asked for, at most `ahead` (at least 1) at a time.
+    """The plan's batches in `order`, each made ready before it is asked for, at most `most` (at least 1) at a time.
 
     Args:
         plan: the plan, or fresh batches; those by user are laid out for `causal_states`.
@@ -91,78 +89,58 @@ def prepared(
         kept: targets of former epochs over the same plan, readers and settings.
     """
     by_user = isinstance(plan, FreshBatches) and plan.by_user
-    ready: queue.Queue[Prepared | BaseException | None] = queue.Queue(maxsize=max(1, ahead))
-    abandoned = threading.Event()
 
-    def hand_over(thing: Prepared | BaseException | None) -> bool:
-        while not abandoned.is_set():
-            try:
-                ready.put(thing, timeout=0.1)
-            except queue.Full:
-                continue
-            return True
-        return False
+    def make(index: int) -> Prepared:
+        batch = plan[int(index)]
+        made = _prepare(dataset, batch, device, tiled=tiled, by_user=by_user)
+        own_TC = (
+            sent(torch.from_numpy(own_items(dataset, batch)), device) if own and by_user else None
+        )
+        return replace(
+            made,
+            target=_target(batch, readers, settings, device, kept),
+            own_TC=own_TC,
+            lists=None if lists is None else _on(lists(batch), device),
+        )
 
-    def target(batch: Batch) -> Target | None:
-        if settings is None:
-            return None
-        if kept is not None and (known := kept.get(batch.index)):
-            return known
-        made = target_of(readers, batch, settings, device)
+    return ahead(make, order, most)
+
+
+def _target(
+    batch: Batch,
+    readers: Sequence[Scores],
+    settings: JoinSettings | None,
+    device: torch.device | str,
+    kept: Joined | None,
+) -> Target | None:
+    """What the teachers say of the batch, on `device`."""
+    if settings is None:
+        return None
+    target = kept.get(batch.index) if kept is not None else None
+    if target is None:
+        target = target_of(readers, batch, settings, device)
         if kept is not None:
-            kept.put(batch.index, made)
-        return made
-
-    def work() -> None:
-        try:
-            for index in order:
-                batch = plan[int(index)]
-                made = _prepare(dataset, batch, target(batch), device, tiled, by_user)
-                if own and by_user:
-                    own_TC = sent(torch.from_numpy(own_items(dataset, batch)), device)
-                    made = replace(made, own_TC=own_TC)
-                if lists is not None:
-                    made = replace(made, lists=_on(lists(batch), device))
-                if not hand_over(made):
-                    return
-            hand_over(None)
-        except BaseException as error:
-            hand_over(error)
-
-    thread = threading.Thread(target=work, name="prepare-batches", daemon=True)
-    thread.start()
-    try:
-        while (thing := ready.get()) is not None:
-            if isinstance(thing, BaseException):
-                raise thing
-            yield thing
-    finally:
-        abandoned.set()
-        if thread is not threading.current_thread():  # the garbage collector may run anywhere
-            thread.join()
+            kept.put(batch.index, target)
+    return replace(target, q_TC=_moved(target.q_TC, device))
 
 
 def _prepare(
-    dataset: Dataset,
-    batch: Batch,
-    target: Target | None,
-    device: torch.device | str,
-    tiled: bool,
-    by_user: bool,
+    dataset: Dataset, batch: Batch, device: torch.device | str, *, tiled: bool, by_user: bool
 ) -> Prepared:
-    items_C = _index(batch.items)
-    columns_T = _index(batch.columns)
+    """The student's own side of a batch."""
+    items_C, columns_T = _index(batch.items), _index(batch.columns)
+    if by_user:
+        packed = shared(dataset, batch, device)
+    else:
+        histories = dataset.histories(batch.users, batch.ends)
+        packed = Packed.of(*histories, device, users=batch.users, tiled=tiled)
     return Prepared(
         slots=len(batch.instances),
-        packed=shared(dataset, batch, device)
-        if by_user
-        else Packed.of(
-            *dataset.histories(batch.users, batch.ends), device, users=batch.users, tiled=tiled
-        ),
+        packed=packed,
         items_C=sent(items_C, device),
         columns_T=sent(columns_T, device),
         rows_T=sent(items_C[columns_T], device),
-        target=target and replace(target, q_TC=_moved(target.q_TC, device)),
+        target=None,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -37,6 +38,16 @@ class RunState:
     history: list[EpochRecord] = field(default_factory=list)
     best_weights: dict[str, Tensor] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)  #: of how teachers are joined
+
+    def take(self, record: EpochRecord, weights: Mapping[str, Tensor], *, staged: bool) -> None:
+        """Go on by one epoch; `weights` are copied if they are the best so far, and only standard epochs grow stale."""
+        self.history.append(record)
+        if record.validation > self.best:
+            self.best, self.best_epoch, self.stale = record.validation, self.epoch, 0
+            self.best_weights = {name: one.detach().clone() for name, one in weights.items()}
+        elif not staged:
+            self.stale += 1
+        self.epoch += 1
 
     def to_json(self) -> dict[str, Any]:
         """All but the tensors."""

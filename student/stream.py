@@ -25,8 +25,8 @@ from cache.factors import FactorReader
 from cache.scores import ScoreReader
 from cache.store import Store
 from student.batches import Batches
-from student.loop import TrainSettings, epoch_batches
 from student.prepared import Prepared, prepared
+from student.schedule import TrainSettings, epoch_batches
 from student.targets import JoinSettings, join_settings
 
 __all__ = ["StoreBatches"]
@@ -79,7 +79,7 @@ class StoreBatches(IterableDataset[Prepared]):
             epochs_per_stage=epochs_per_stage,
             batch_size=batch_size,
         )
-        self.curriculum_epochs = opened.plan.num_buckets * epochs_per_stage if curriculum else 0
+        self.curriculum_epochs = self.settings.staged(opened.plan)
         # shared, so that workers which outlive an epoch hear of the next
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
 

@@ -11,7 +11,7 @@ from cache.describe import store_digest
 from cache.errors import StoreError, UsageError
 from cache.store import Store
 from pipeline.card import base_beside, card
-from pipeline.fit import Run, open_run
+from pipeline.runs import Run, open_run
 from tests.student.small import shop, trained
 
 

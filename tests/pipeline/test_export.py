@@ -25,8 +25,8 @@ from pipeline import exported
 from pipeline.evaluate import rank_student
 from pipeline.export import _write_onnx, export
 from pipeline.exported import open_student, rectangle
-from pipeline.fit import Run
 from pipeline.metrics import metrics_of_ranks
+from pipeline.runs import Run
 from student.serving import asked, serving, traced
 from tests.student.small import NAMES, made, packed, shop, trained
 

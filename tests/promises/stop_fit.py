@@ -32,8 +32,8 @@ from cache.store import Store
 from pipeline import console
 from pipeline.build import build
 from pipeline.fit import fit
-from student.loop import TrainSettings
 from student.sasrec import SASRecConfig
+from student.schedule import TrainSettings
 from student.targets import join_settings
 from tests.fakes import TableTeacher, tiny_store, tree
 from tests.pipeline.kill_points import counting, in_child

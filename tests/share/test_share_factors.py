@@ -18,8 +18,8 @@ from cache.verify import verify
 from pipeline.build import build
 from pipeline.fit import fit
 from pipeline.share import merge
-from student.loop import TrainSettings
 from student.sasrec import SASRecConfig
+from student.schedule import TrainSettings
 from student.targets import join_settings
 from tests.fakes import TableTeacher, tiny_store, tree
 from tests.share.conftest import Place

@@ -14,12 +14,13 @@ from torch import nn
 from cache.dataset import Dataset, open_dataset
 from cache.store import Store
 from encoder.packed import Packed
-from pipeline.fit import Run, fit
+from pipeline.fit import fit
+from pipeline.runs import Run
 from pipeline.suite_ground import shop_dataset
-from student.loop import TrainSettings
 from student.prepared import Prepared, prepared
 from student.protocol import TwoDomains
 from student.registry import BUILT_IN, find_student
+from student.schedule import TrainSettings
 from student.state import RunState
 from student.targets import Items, join_settings
 from tests.fakes import tiny_dataset, tiny_plan

@@ -12,10 +12,11 @@ import torch
 from cache.errors import StoreError, UsageError
 from cache.plan import Batch
 from cache.store import Store
-from pipeline.fit import Run, fit
+from pipeline.fit import fit
+from pipeline.runs import Run
 from student.hetcomp import HetComp, HetCompSettings
-from student.loop import TrainSettings
 from student.permutations import top_columns
+from student.schedule import TrainSettings
 from student.state import RunState
 from tests.fakes import tree
 from tests.student.known import Ground, KnownFactors, KnownScores

@@ -15,10 +15,11 @@ from torch import Tensor
 from cache.errors import StoreError, TeacherError
 from student import loop
 from student.joined import Joined
-from student.loop import TrainSettings, schedule, step_loss
 from student.losses import cross_entropy, distillation_loss
 from student.prepared import prepared
+from student.schedule import TrainSettings, schedule
 from student.state import RunState
+from student.steps import step_loss
 from tests.student.known import Ground
 from tests.student.trial import Trial, same
 
@@ -228,7 +229,9 @@ def test_seeds_differ_in_dropout_too_not_only_in_the_order(
 ) -> None:
     dataset, plan = ground
     orders = schedule(TrainSettings(), plan, 0)
-    monkeypatch.setattr(loop, "schedule", lambda settings, plan, epoch: None if epoch else orders)
+    monkeypatch.setattr(
+        "student.schedule.schedule", lambda settings, plan, epoch: None if epoch else orders
+    )
     trials = [Trial((dataset, plan), seed=seed) for seed in (0, 1)]
     for trial in trials:
         trial.run()

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from cache.errors import UsageError
-from student.loop import TrainSettings, epoch_batches, schedule, step_loss
 from student.losses import cross_entropy, distillation_loss
 from student.prepared import prepared
+from student.schedule import TrainSettings, epoch_batches, schedule
+from student.steps import step_loss
 from tests.student.known import Ground
 from tests.student.trial import Trial, same
 

@@ -15,11 +15,12 @@ from cache.errors import UsageError
 from cache.plan import Batch
 from encoder.packed import Packed
 from student.batches import FreshBatches
-from student.loop import step_loss, train
+from student.loop import train
 from student.losses import fused_loss
 from student.prefixes import own_items, shared
 from student.prepared import prepared
 from student.registry import find_student
+from student.steps import step_loss
 from tests.student.known import Ground, student
 from tests.student.trial import Trial
 

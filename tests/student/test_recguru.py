@@ -17,8 +17,8 @@ from cache.dataset import Dataset
 from cache.errors import UsageError
 from cache.store import Store
 from pipeline.fit import fit
-from student.loop import TrainSettings
 from student.recguru import RecGURU, RecGURUConfig, discrimination, turned
+from student.schedule import TrainSettings
 from tests.fakes import tiny_dataset
 from tests.student.small import SMALL, elsewhere, first_batch, packed, shop, small, trained
 

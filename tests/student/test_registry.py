@@ -12,7 +12,7 @@ from cache.errors import StoreError, UsageError
 from cache.store import Store
 from encoder.checkpoint import load_weights, save_weights
 from pipeline.evaluate import rank_student
-from pipeline.fit import load_student
+from pipeline.runs import load_student
 from student.registry import BUILT_IN, find_student
 from tests.student.small import shop, trained
 

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader
 from cache.errors import StoreError, UsageError
 from cache.store import Store
 from pipeline.build import build
-from student.loop import TrainSettings, epoch_batches
 from student.prepared import prepared
+from student.schedule import TrainSettings, epoch_batches
 from student.stream import StoreBatches
 from student.targets import join_settings
 from tests.fakes import TableTeacher

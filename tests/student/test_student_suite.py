@@ -88,7 +88,8 @@ def install(monkeypatch: pytest.MonkeyPatch, made: Any) -> type[StudentSuite]:
     kind = registry.StudentKind(name="mine", title="mine", config=Config, make=made)
     find: Any = lambda name: kind  # noqa: E731
     monkeypatch.setattr(student_suite, "find_student", find)
-    monkeypatch.setattr("pipeline.fit.find_student", find)
+    for module in ("fit", "runs"):
+        monkeypatch.setattr(f"pipeline.{module}.find_student", find)
     return type("Suite", (StudentSuite,), {"plugin": "mine", "learning_rate": 0.05})
 
 

@@ -14,11 +14,13 @@ from cache.errors import UsageError
 from cache.store import Store
 from encoder.packed import Packed
 from pipeline.evaluate import rank_student
-from pipeline.fit import load_student
 from pipeline.metrics import metrics_of_ranks
-from student.loop import TrainSettings, step_loss, train
+from pipeline.runs import load_student
+from student.loop import train
 from student.protocol import Scorer, Student
 from student.registry import find_student
+from student.schedule import TrainSettings
+from student.steps import step_loss
 from student.targets import join_settings
 from tests.fakes import tree
 from tests.student.known import KnownFactors

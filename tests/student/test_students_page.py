@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from cache.store import Store
 from pipeline.build import build
-from pipeline.fit import load_student
+from pipeline.runs import load_student
 from pipeline.student_suite import StudentSuite
 from student.registry import BUILT_IN, find_student
 from tests.fakes import TableTeacher

@@ -205,7 +205,7 @@ def test_batches_come_as_ordered_however_far_ahead(
     order = data.draw(st.lists(st.integers(0, len(plan) - 1), max_size=12))
     readers = teachers(plan, count)
     settings = join_settings(readers, tau=0.3) if readers else None
-    found = list(prepared(dataset, plan, order, readers, settings, ahead=ahead))
+    found = list(prepared(dataset, plan, order, readers, settings, most=ahead))
     assert len(found) == len(order)
     for index, batch in zip(order, found, strict=True):
         (alone,) = prepared(dataset, plan, [index], readers, settings)
@@ -228,10 +228,10 @@ def test_no_more_than_asked_for_is_held(
                 full.set()
                 raise
 
-    monkeypatch.setattr("student.prepared.queue.Queue", Watched)
+    monkeypatch.setattr("student.ahead.queue.Queue", Watched)
     (reader,) = teachers(plan, 1)
     batches = prepared(
-        dataset, plan, range(len(plan)), [reader], join_settings([reader]), ahead=ahead
+        dataset, plan, range(len(plan)), [reader], join_settings([reader]), most=ahead
     )
     for taken in range(1, 4):
         next(batches)
@@ -278,7 +278,7 @@ def test_an_error_surfaces_at_the_batch_it_belongs_to(
     dataset, plan = ground
     (reader,) = teachers(plan, 1)
     reader.answers[7] = error
-    batches = prepared(dataset, plan, [3, 1, 7, 2], [reader], join_settings([reader]), ahead=ahead)
+    batches = prepared(dataset, plan, [3, 1, 7, 2], [reader], join_settings([reader]), most=ahead)
     assert next(batches).slots == len(plan[3].instances)
     assert next(batches).slots == len(plan[1].instances)
     with pytest.raises(type(error)) as told:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from encoder.checkpoint import load_checkpoint, save_checkpoint
 from student import loop
-from student.loop import TrainSettings, make_optimizer
+from student.loop import make_optimizer
 from student.sasrec import SASRec
+from student.schedule import TrainSettings
 from student.state import RunState
 from student.targets import Items, JoinSettings, join_settings
 from tests.student.known import Ground, KnownFactors, KnownScores, student
