@@ -21,18 +21,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cache.codec import Codec
-from cache.dataset import Dataset, Ints
+from cache.dataset import Dataset
 from cache.errors import UsageError
 from cache.factor_layout import FactorLayout
 from cache.factor_writer import FactorWriter, factor_settings, refuse_other_product
 from cache.journal import Journal
 from cache.layout import SHARD_BYTES, Layout
 from cache.manifest import Manifest
-from cache.plan import Batch, Plan, PlannedBatch, first_appearance
+from cache.plan import Batch, Plan
 from cache.score_writer import (
     TAU,
     ScoreWriter,
-    log_softmax,
     parents_of,
     refuse_empty,
     score_settings,
@@ -48,12 +47,10 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HISTORY_BLOCK",
+    "PROBE_BATCHES",
     "Keep",
     "Progress",
     "build",
-    "estimate",
-    "estimate_factors",
-    "estimate_seconds",
     "refuse_no_factors",
     "scorer",
     "spread",
@@ -64,7 +61,7 @@ Keep: TypeAlias = Literal["scores", "factors", "both"]
 HISTORY_BLOCK = 4096  #: instances encoded and kept together; decides the bits, so it is a setting
 FACTOR_BLOCKS = 8  #: of these in a file of a factor set: 20 MB at 300 numbers a vector
 
-_PROBE_RUNS, _PROBE_RUN, _PROBE_BATCHES = 8, 128, 4
+PROBE_BATCHES = 4  #: of a plan, where a few must stand for all
 
 
 def build(
@@ -191,68 +188,6 @@ def refuse_no_factors(teacher: Teacher, keep: Keep) -> None:
         )
 
 
-def estimate(plan: Plan, codec: Codec = "none") -> int:
-    """Bytes that one teacher's scores over `plan` will take on disk, all but a few kilobytes."""
-    return sum(Layout.of(plan, codec=codec).sizes().values())
-
-
-def estimate_factors(plan: Plan, *, items: int, width: int) -> int:
-    """Bytes that one teacher's factors will take on disk, all but a few kilobytes.
-
-    Args:
-        items: of the dataset.
-        width: numbers in a vector.
-    """
-    per_file = HISTORY_BLOCK * FACTOR_BLOCKS
-    layout = FactorLayout.of(plan, items=items, width=width, per_file=per_file)
-    return sum(layout.sizes().values())
-
-
-def estimate_seconds(
-    teacher: Teacher,
-    dataset: Dataset,
-    instances: tuple[Ints, Ints],
-    batches: Sequence[PlannedBatch],
-    *,
-    clock: Callable[[], float] = time.perf_counter,
-) -> float:
-    """Seconds that `teacher` would take for a plan, from a sample of at most 1,024 instances and four batches.
-
-    The sample is 8 runs of neighbours, spread evenly, since a teacher may encode a user's prefixes together. Items are
-    encoded in full. The disk has no part in it.
-
-    Args:
-        instances: (users, ends) of the plan.
-        batches: the plan's.
-        clock: seconds, from any moment on.
-    """
-    users, ends = instances
-    sample = np.concatenate(
-        [
-            np.arange(first, min(first + _PROBE_RUN, len(users)))
-            for first in spread(len(users) // _PROBE_RUN, _PROBE_RUNS) * _PROBE_RUN
-        ]
-    )
-    began = clock()
-    items_VD = teacher.encode_items(dataset)
-    seconds = clock() - began
-    few = sample[: len(sample) // 8 + 1]
-    teacher.encode_histories(dataset, users[few], ends[few])  # the first call pays for much else
-    began = clock()
-    users_TD = teacher.encode_histories(dataset, users[sample], ends[sample])
-    # histories that are no vectors are encoded for each batch anew
-    asked = len(users) if teacher.factorises else sum(len(b.instances) for b in batches)
-    seconds += (clock() - began) * asked / len(sample)
-    targets = dataset.targets(users, ends)
-    chosen = spread(len(batches), _PROBE_BATCHES)
-    began = clock()
-    for number in chosen:
-        columns = targets[batches[number].instances]
-        rows = np.resize(np.arange(len(sample)), len(columns))
-        log_softmax(teacher.score(users_TD[rows], items_VD[first_appearance(columns)[0]]), TAU)
-    return seconds + (clock() - began) * len(batches) / len(chosen)
-
-
 def spread(count: int, most: int) -> NDArray[np.int64]:
     """At most `most` of 0..count-1 at equal distances, and at least one."""
     take = max(min(count, most), 1)
@@ -287,7 +222,7 @@ def _write_factors(
     """Do every file that is missing, and seal the set."""
     plan, dataset = store.plan, store.dataset
     items_VD = _encode(kept, plan, dataset, tell, crew)
-    for index in spread(len(plan), _PROBE_BATCHES):
+    for index in spread(len(plan), PROBE_BATCHES):
         batch = plan[int(index)]
         users_TD, items_CD = kept.histories(batch.instances), items_VD[batch.items]
         score_TC = teacher.score(users_TD, items_CD)

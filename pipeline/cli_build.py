@@ -14,15 +14,9 @@ from cache.plan import PlannedBatch
 from cache.score_writer import TAU
 from cache.store import Store
 from pipeline import console
-from pipeline.build import (
-    Keep,
-    build,
-    estimate,
-    estimate_factors,
-    estimate_seconds,
-    refuse_no_factors,
-)
+from pipeline.build import Keep, build, refuse_no_factors
 from pipeline.config import find_store, tuned_folder
+from pipeline.estimate import estimate, estimate_factors, estimate_seconds
 from pipeline.together import Crew, take_own_gpu
 
 if TYPE_CHECKING:

@@ -19,12 +19,13 @@ from cache.signature import SIGNATURE
 from cache.store import Store
 from cache.verify import compare, verify
 from pipeline import console
-from pipeline.build import estimate_seconds, scorer
+from pipeline.build import scorer
 from pipeline.cli_build import CacheOption, asked_teacher, build_command, called_as
 from pipeline.cli_extend import extend_command
 from pipeline.cli_share import add_commands
 from pipeline.config import check_finite, find_dataset, find_store, parse_epsilon
 from pipeline.curriculum import PlanSettings, Popularity, estimate, make_plan, planned
+from pipeline.estimate import estimate_seconds
 from pipeline.ingest import FORMATS, ingest
 from pipeline.ingest.freeze import Ingested
 from pipeline.join_options import ConsistencyOption, EpsilonOption, TauOption

@@ -14,7 +14,8 @@ from cache.errors import StoreError, TeacherError
 from cache.score_writer import log_softmax
 from cache.store import Store
 from cache.verify import verify
-from pipeline.build import build, estimate
+from pipeline.build import build
+from pipeline.estimate import estimate
 from tests.fakes import PairTeacher, TableTeacher, tiny_store, tree
 
 SMALL_SHARDS = 400

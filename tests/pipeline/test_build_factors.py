@@ -9,7 +9,8 @@ import pipeline.build
 from cache.errors import StoreError, TeacherError, UsageError
 from cache.store import Store
 from cache.verify import verify
-from pipeline.build import build, estimate_factors
+from pipeline.build import build
+from pipeline.estimate import estimate_factors
 from tests.fakes import PairTeacher, StoppedError, TableTeacher, stopping_at, tiny_store, tree
 
 SMALL_SHARDS = 400

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cache.dataset import Dataset
-from pipeline.build import build, estimate_seconds
+from pipeline.build import build
 from pipeline.curriculum import PlanSettings, planned
+from pipeline.estimate import estimate_seconds
 from tests.fakes import PairTeacher, TableTeacher, tiny_dataset, tiny_store
 
 
