@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from cache.atomic import disk_errors, put
 from cache.digest import canonical_json, sha256_bytes
 from cache.errors import StoreError
+from cache.identity import difference
 
 __all__ = ["load_checkpoint", "load_weights", "save_checkpoint", "save_weights"]
 
@@ -109,13 +110,13 @@ def load_checkpoint(
     if not {"identity", "state"} <= card.keys():
         raise _damaged(path, "holds weights, not an unfinished run")
     found = card["identity"]
-    for key in sorted(found.keys() | identity.keys()):
-        if found.get(key) != identity.get(key):
-            raise StoreError(
-                f"{path}: belongs to a run with {key} {found.get(key)}, this one has "
-                f"{identity.get(key)}; choose another --out, or remove it to start anew.",
-                code="checkpoint.foreign",
-            )
+    if odd := difference(found, identity):
+        key, there, here = odd
+        raise StoreError(
+            f"{path}: belongs to a run with {key} {there}, this one has "
+            f"{here}; choose another --out, or remove it to start anew.",
+            code="checkpoint.foreign",
+        )
     parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")

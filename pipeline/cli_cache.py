@@ -14,6 +14,7 @@ import typer
 
 from cache.dataset import Dataset, InstanceKind, open_dataset
 from cache.errors import StoreError, UsageError
+from cache.identity import difference
 from cache.plan import Plan
 from cache.signature import SIGNATURE
 from cache.store import Store
@@ -299,13 +300,13 @@ def _is_planned(target: Path, dataset: Dataset, settings: PlanSettings) -> bool:
     store = Store.open(target)
     found = {"dataset": store.dataset.digest, **store.plan.manifest.settings}
     wanted = {"dataset": dataset.digest, **asdict(settings)}
-    for key in sorted(found.keys() | wanted.keys()):
-        if found.get(key) != wanted.get(key):
-            raise StoreError(
-                f"{target}: is there already with {key} {found.get(key)}, this one would have "
-                f"{wanted.get(key)}; choose another --cache, or remove it.",
-                code="store.exists",
-            )
+    if odd := difference(found, wanted):
+        key, there, here = odd
+        raise StoreError(
+            f"{target}: is there already with {key} {there}, this one would have "
+            f"{here}; choose another --cache, or remove it.",
+            code="store.exists",
+        )
     return True
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from cache.atomic import put
 from cache.digest import canonical_json, sha256_bytes, sha256_file
 from cache.errors import StoreError, UsageError
+from cache.identity import difference
 from cache.store import Store
 from encoder.checkpoint import load_weights, save_weights
 from pipeline.metrics import Metrics
@@ -102,13 +103,13 @@ def finished_run(folder: Path, identity: Mapping[str, Any]) -> Run:
         StoreError: ``run.foreign``, ``run.damaged``.
     """
     found = _record(folder)["identity"]
-    for key in sorted(found.keys() | identity.keys()):
-        if found.get(key) != identity.get(key):
-            raise StoreError(
-                f"{folder}: holds a finished run with {key} {found.get(key)}, this one would have "
-                f"{identity.get(key)}; choose another --out, or remove it.",
-                code="run.foreign",
-            )
+    if odd := difference(found, identity):
+        key, there, here = odd
+        raise StoreError(
+            f"{folder}: holds a finished run with {key} {there}, this one would have "
+            f"{here}; choose another --out, or remove it.",
+            code="run.foreign",
+        )
     return open_run(folder)
 
 

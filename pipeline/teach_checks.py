@@ -15,6 +15,7 @@ from cache.atomic import check_writable, sweep
 from cache.dataset import Dataset
 from cache.digest import canonical_json
 from cache.errors import StoreError, UsageError
+from cache.identity import difference
 from cache.vectors import vectors_manifest
 from teachers.folder import CONFIG, load_folder, read_config
 from teachers.weights import OFFICIAL
@@ -150,13 +151,13 @@ def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
         return None
     config = read_config(out)
     found = config.get("identity", {})
-    for key in sorted(found.keys() | identity.keys()):
-        if found.get(key) != identity.get(key):
-            raise UsageError(
-                f"{out}: holds a teacher with {key} {found.get(key)}, this one would have "
-                f"{identity.get(key)}; choose another --out, or remove it.",
-                code="teacher.exists",
-            )
+    if odd := difference(found, identity):
+        key, there, here = odd
+        raise UsageError(
+            f"{out}: holds a teacher with {key} {there}, this one would have "
+            f"{here}; choose another --out, or remove it.",
+            code="teacher.exists",
+        )
     load_folder(out)  # if it is damaged, that is said now
     (out / CHECKPOINT).unlink(missing_ok=True)  # of a process that was killed in between
     return config
