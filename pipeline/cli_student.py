@@ -151,6 +151,10 @@ def fit_command(
     patience: Annotated[
         int, typer.Option(help="Epochs without better validation NDCG@10, then stop.", min=1)
     ] = _DEFAULT.patience,
+    validate_every: Annotated[
+        int,
+        typer.Option(help="Epochs from one validation to the next; the last has one.", min=1),
+    ] = _DEFAULT.validate_every,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.", min=0)] = _DEFAULT.learning_rate,
     weight_decay: Annotated[
         float, typer.Option(help="L2 inside Adam.", min=0)
@@ -224,6 +228,7 @@ def fit_command(
         epochs_per_stage=epochs_per_stage,
         epochs=epochs,
         patience=patience,
+        validate_every=validate_every,
         learning_rate=preset_value(context, preset, "learning_rate"),
         weight_decay=preset_value(context, preset, "weight_decay"),
         amp=device.startswith("cuda"),

@@ -42,7 +42,12 @@ Watch = Callable[[RunState, float], None]
 """watch(state after an epoch, instances a second in it)."""
 
 #: settings that came later and their defaults, left out of an identity: a run of before is still the run it was
-_ADDED = {"train.batch_size": 0, "train.batching": "instance", "join.items": "in-batch"}
+_ADDED = {
+    "train.batch_size": 0,
+    "train.batching": "instance",
+    "train.validate_every": 1,
+    "join.items": "in-batch",
+}
 
 
 def fit(

@@ -137,8 +137,8 @@ class _Moving:
         row, last = self._rows[self._now], state.history[-1]
         row.stage, row.epoch, row.rate = last.stage, last.epoch + 1, rate
         row.ce, row.kd = last.ce, last.kd if self._taught[self._now] else None
-        row.curve = [one.validation for one in state.history]
-        row.best = state.best
+        row.curve = [one.validation for one in state.history if one.validation is not None]
+        row.best = state.best if row.curve else None
 
     def end(self) -> None:
         row = self._rows[self._now]
@@ -187,13 +187,21 @@ class _Lines:
     def epoch(self, state: RunState, rate: float) -> None:
         now = state.history[-1]
         losses = f"ce {now.ce:.3f}, " + (f"kd {now.kd:.3f}, " if self._taught[self._label] else "")
-        best = f", best {state.best:.4f}" if state.best_epoch != now.epoch else ", the best"
-        found = f"ndcg@10 {now.validation:.4f}{best}"
+        found = _found(state)
         console.note(f"{self._label}: epoch {now.epoch + 1}, {now.stage}, {losses}{found}")
         self._said = f"{now.stage}, {found}, {rate:,.0f}/s"
 
     def end(self) -> None:
         self._stack.close()
+
+
+def _found(state: RunState) -> str:
+    """What validation says by now."""
+    now = state.history[-1]
+    if state.best_epoch < 0:
+        return "not validated yet"
+    best = "the best" if state.best_epoch == now.epoch else f"best {state.best:.4f}"
+    return best if now.validation is None else f"ndcg@10 {now.validation:.4f}, {best}"
 
 
 def _number(value: float | None, digits: int) -> str:

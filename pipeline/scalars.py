@@ -60,7 +60,8 @@ def scalars(folder: Path | None, *, taught: bool) -> Iterator[Callable[[RunState
             writer.add_scalar("loss/ce_nats", now.ce, at)
             if taught:
                 writer.add_scalar("loss/kd_nats", now.kd, at)
-            writer.add_scalar("validation/ndcg_at_10", now.validation, at)
+            if now.validation is not None:
+                writer.add_scalar("validation/ndcg_at_10", now.validation, at)
             writer.add_scalar("speed/instances_per_second", rate, at)
             writer.flush()
 

@@ -116,12 +116,13 @@ def train(
             hetcomp.turn()
             state.memory = hetcomp.memory
         model.eval()
+        last = state.epoch + 1 == settings.most(plan)
+        found = validate() if last or (state.epoch + 1) % settings.validate_every == 0 else None
         record = EpochRecord(
-            epoch=state.epoch, stage=name, instances=slots, ce=ce, kd=kd, validation=validate()
+            epoch=state.epoch, stage=name, instances=slots, ce=ce, kd=kd, validation=found
         )
         state.take(record, model.state_dict(), staged=state.epoch < settings.staged(plan))
-        over = state.epoch >= settings.most(plan)
-        state.finished = over or state.stale >= settings.patience
+        state.finished = last or (found is not None and state.stale >= settings.patience)
         on_epoch(state)
     return state
 

@@ -35,6 +35,7 @@ class TrainSettings:
     epochs_per_stage: int = 1
     epochs: int = 200  #: at most so many standard epochs
     patience: int = 10  #: standard epochs without a better validation, then stop
+    validate_every: int = 1  #: epochs from one validation to the next; the last is always validated
     learning_rate: float = 1e-3  #: of Adam
     weight_decay: float = 0.0  #: L2 inside Adam
     seed: int = 0

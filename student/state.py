@@ -22,7 +22,7 @@ class EpochRecord:
     instances: int
     ce: float  #: mean cross-entropy, or the student's own loss, nats
     kd: float  #: mean divergence, or HetComp's loss, nats
-    validation: float  #: NDCG@10
+    validation: float | None  #: NDCG@10; None where this epoch was not validated
 
 
 @dataclass(slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class RunState:
     def take(self, record: EpochRecord, weights: Mapping[str, Tensor], *, staged: bool) -> None:
         """Go on by one epoch; `weights` are copied if they are the best so far, and only standard epochs grow stale."""
         self.history.append(record)
-        if record.validation > self.best:
+        if record.validation is not None and record.validation > self.best:
             self.best, self.best_epoch, self.stale = record.validation, self.epoch, 0
             self.best_weights = {name: one.detach().clone() for name, one in weights.items()}
         elif not staged:

@@ -91,13 +91,16 @@ def test_a_base_trained_by_user_with_its_scalars(road: Road, tmp_path: Path) -> 
     done = quick(
         road.path,
         "kd-student fit --cache cache/toys --no-distill --batching user --ce in-batch --batch-size 256 "
-        f"--epochs 2 --threads 1 --out {tmp_path / 'runs'} --log-dir {tmp_path / 'logs'}",
+        f"--epochs 2 --validate-every 2 --threads 1 --out {tmp_path / 'runs'} --log-dir {tmp_path / 'logs'}",
     )
     assert "SASRec base" in done.out
     run = tmp_path / "runs" / "sasrec-base" / "seed-0"
     record = json.loads((run / "run.json").read_bytes())
     assert record["identity"]["train.batching"] == "user"
+    assert record["identity"]["train.validate_every"] == 2
     assert [one["stage"] for one in record["history"]] == ["fresh", "fresh"]
+    assert record["history"][0]["validation"] is None
+    assert record["history"][1]["validation"] == record["validation"]["ndcg@10"]
     written = list((tmp_path / "logs" / "sasrec-base" / "seed-0").glob("events.out.tfevents.*"))
     assert len(written) == 1
     assert b"validation/ndcg_at_10" in written[0].read_bytes()

@@ -21,16 +21,16 @@ from student.state import EpochRecord, RunState
 from tests.student.small import shop, trained
 
 
-def after(*validations: float, kd: float = 0.0) -> RunState:
-    """A state after so many epochs."""
+def after(*validations: float | None, kd: float = 0.0) -> RunState:
+    """A state after so many epochs, None for those that were not validated."""
     history = [
         EpochRecord(epoch=n, stage="round 1", instances=90, ce=7 - n, kd=kd, validation=value)
         for n, value in enumerate(validations)
     ]
-    best = max(validations)
-    return RunState(
-        epoch=len(history), history=history, best=best, best_epoch=validations.index(best)
-    )
+    state = RunState(epoch=len(history), history=history)
+    if found := [value for value in validations if value is not None]:
+        state.best, state.best_epoch = max(found), validations.index(max(found))
+    return state
 
 
 @pytest.mark.parametrize(
@@ -133,6 +133,33 @@ def test_a_log_gets_a_line_an_epoch(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_epochs_that_were_not_validated_say_so_in_lines_and_leave_the_curve_as_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    states = [after(None), after(None, 0.1), after(None, 0.1, None)]
+    with board(["base"], taught=[False]) as shown:
+        shown.begin("base")
+        for state in states:
+            shown.epoch(state, 9.0)
+    assert capsys.readouterr().err.splitlines() == [
+        "base: epoch 1, round 1, ce 7.000, not validated yet",
+        "base: epoch 2, round 1, ce 6.000, ndcg@10 0.1000, the best",
+        "base: epoch 3, round 1, ce 5.000, best 0.1000",
+    ]
+    watched = Watched(monkeypatch)
+    with board(["base"], taught=[False]) as shown:
+        shown.begin("base")
+        rows = []
+        for state in states:
+            shown.epoch(state, 9.0)
+            rows.append(watched.drawn(shown)[2])
+    assert rows == [
+        ["base", "round", "1", "1", "7.000", "9"],
+        ["base", "round", "1", "2", "6.000", "▁", "0.1000", "9"],
+        ["base", "round", "1", "3", "5.000", "▁", "0.1000", "9"],
+    ]
+
+
 def read_events(folder: Path) -> list[tuple[str, int, float]]:
     """(tag, step, value) of every scalar, by the format of TFRecord files: length, crc, data, crc."""
     found = []
@@ -165,8 +192,9 @@ def test_tensorboard_gets_the_scalars_of_every_epoch(tmp_path: Path) -> None:
         ("speed/instances_per_second", 2, 200.0),
     ]
     with scalars.scalars(tmp_path / "b", taught=False) as tell:
-        tell(after(0.1), 100.0)
-    assert "loss/kd_nats" not in {tag for tag, *_ in read_events(tmp_path / "b")}
+        tell(after(None), 100.0)
+    tags = [tag for tag, *_ in read_events(tmp_path / "b")]
+    assert tags == ["loss/ce_nats", "speed/instances_per_second"]
     with scalars.scalars(None, taught=True) as tell:
         tell(after(0.1), 100.0)
     with scalars.scalars(tmp_path / "none", taught=True):

@@ -155,6 +155,35 @@ def test_a_better_epoch_gives_new_patience_and_an_equal_one_does_not(ground: Gro
     assert [record.epoch for record in state.history] == list(range(9))
 
 
+def test_only_every_third_epoch_is_validated_and_patience_still_counts_epochs(
+    ground: Ground,
+) -> None:
+    # 2, 5, 8, 11 are validated, 5 is the best; after 8 three epochs were no better, after 11 six: more than four
+    script = {2: 0.1, 5: 0.3, 8: 0.3, 11: 0.2}
+    trial = Trial(
+        ground,
+        values=script.__getitem__,
+        curriculum=False,
+        epochs=50,
+        patience=4,
+        validate_every=3,
+    )
+    state = trial.run()
+    assert (state.epoch, state.stale, state.best, state.best_epoch) == (12, 6, 0.3, 5)
+    assert {one.epoch: one.validation for one in state.history} == {
+        epoch: script.get(epoch) for epoch in range(12)
+    }
+    assert same(state.best_weights, trial.seen[1])
+
+
+def test_the_last_epoch_is_validated_whatever_its_number(ground: Ground) -> None:
+    trial = Trial(ground, curriculum=False, epochs=4, validate_every=3)
+    state = trial.run()
+    assert [one.validation for one in state.history] == [None, None, 0.02, 0.03]
+    trial = Trial(ground, curriculum=False, epochs=2, validate_every=9)
+    assert [one.validation for one in trial.run().history] == [None, 0.01]
+
+
 def test_the_number_of_epochs_is_a_bound(ground: Ground) -> None:
     trial = Trial(ground, epochs=2)
     state = trial.run()

@@ -22,6 +22,7 @@ from tests.student.trial import Trial, same
         (1, {"kl": "student-teacher"}),
         (3, {}),
         (3, {"ce": "in-batch", "weight_decay": 1e-3, "curriculum": False, "seed": 5}),
+        (1, {"validate_every": 2, "patience": 1}),  # epochs 1 and 3; killed between them, too
         (3, {"batch_size": 5, "factors": True}),
         (2, {"batch_size": 3, "factors": True, "items": "all", "curriculum": False}),
     ],
@@ -40,7 +41,7 @@ def test_a_run_goes_on_from_any_epoch_to_the_same_bits(
 
     whole.run(on_epoch=keep)
     assert len(files) == 4
-    assert whole.state.stale == 2
+    assert whole.state.finished
     for number, file in enumerate(files):
         other = Trial(ground, values=script.__getitem__, init=99, **common)  # other weights
         torch.manual_seed(1000 + number)  # and another generator
