@@ -3,9 +3,8 @@
     python benchmarks/recbole_quality.py MODEL ... [--seeds 1] [--epochs 200] [--every 1] [--patience 10] [--threads 1]
 
 RecBole's `Trainer.fit` with its early stopping on validation NDCG@10, its default configuration for the model, batches of 512
-positives, learning rate 1e-3; Recall@10 and NDCG@10 of full ranking. FM and DeepFM know brand and category, too. Slow:
-minutes an epoch for some models, and as long for validation where it ranks pair by pair. A file that is named at once
-tells how far it is.
+positives, learning rate 1e-3; Recall@10 and NDCG@10 of full ranking. Slow: minutes an epoch for some models, and as long
+for validation where it ranks pair by pair. A file that is named at once tells how far it is.
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from pathlib import Path
 
 from real_data import scientific
 from recbole_side import MODELS, recbole
-
-from student.fields import codes
 
 
 def main() -> None:
@@ -41,8 +38,7 @@ def main() -> None:
         for seed in range(options.seeds):
             with tempfile.TemporaryDirectory() as name:
                 dataset = scientific(Path(name), "recbole_quality")
-                known = codes(dataset).numpy() if model in ("FM", "DeepFM") else None
-                with recbole(dataset, Path(name), model, known, seed=seed, **more) as peer:
+                with recbole(dataset, Path(name), model, seed=seed, **more) as peer:
                     print(f"{model} seed {seed}: epochs as they come in {peer.log}", flush=True)
                     found = peer.ask("fit", options.threads)
             parts = [

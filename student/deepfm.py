@@ -142,10 +142,12 @@ class DeepFM(nn.Module):
         return out
 
     def _deep(self, first: Tensor) -> Tensor:
-        """[..., W], the first layer's output before its rectifier and written over, to [...]."""
-        x = torch.relu_(first)
+        """[..., W], the first layer's output before its rectifier and perhaps written over, to [...]."""
+        # a product of more than two dimensions is a view, and views written over cost the way back a copy
+        relu = torch.relu if torch.is_grad_enabled() else torch.relu_
+        x = relu(first)
         for linear in self.layer:
-            x = torch.relu_(linear(self.dropout(x)))
+            x = relu(linear(self.dropout(x)))
         out: Tensor = self.predict(x)[..., 0]
         return out
 
