@@ -1,10 +1,12 @@
 """What RecBole 1.2.1's own training reaches on `scientific`, for the table in docs/results.md that ours is held against.
 
     python benchmarks/recbole_quality.py MODEL ... [--seeds 1] [--epochs 200] [--every 1] [--patience 10] [--threads 1]
+                                                   [--attributes]
 
 RecBole's `Trainer.fit` with its early stopping on validation NDCG@10, its default configuration for the model, batches of 512
-positives, learning rate 1e-3; Recall@10 and NDCG@10 of full ranking. Slow: minutes an epoch for some models, and as long
-for validation where it ranks pair by pair. A file that is named at once tells how far it is.
+positives, learning rate 1e-3; Recall@10 and NDCG@10 of full ranking. With `--attributes` FM and DeepFM know brand and
+category, as ours do. Slow: minutes an epoch for some models, and as long for validation where it ranks pair by pair. A file
+that is named at once tells how far it is.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from pathlib import Path
 
 from real_data import scientific
 from recbole_side import MODELS, recbole
+
+from student.fields import codes
 
 
 def main() -> None:
@@ -28,6 +32,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="epochs between two validations")
     parser.add_argument("--patience", type=int, default=10, help="validations without a better one")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--attributes", action="store_true", help="brand and category too")
     options = parser.parse_args()
     more = {
         "epochs": options.epochs,
@@ -38,7 +43,8 @@ def main() -> None:
         for seed in range(options.seeds):
             with tempfile.TemporaryDirectory() as name:
                 dataset = scientific(Path(name), "recbole_quality")
-                with recbole(dataset, Path(name), model, seed=seed, **more) as peer:
+                known = codes(dataset).numpy() if options.attributes else None
+                with recbole(dataset, Path(name), model, known, seed=seed, **more) as peer:
                     print(f"{model} seed {seed}: epochs as they come in {peer.log}", flush=True)
                     found = peer.ask("fit", options.threads)
             parts = [
