@@ -17,6 +17,7 @@ from pipeline import console
 from pipeline.build import Keep, build, refuse_no_factors
 from pipeline.config import find_store, tuned_folder
 from pipeline.estimate import estimate, estimate_factors, estimate_seconds
+from pipeline.threads import ThreadsOption, use_threads
 from pipeline.together import Crew, take_own_gpu
 
 if TYPE_CHECKING:
@@ -61,12 +62,14 @@ def build_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what it would cost, write nothing.")
     ] = False,
+    threads: ThreadsOption = 0,
 ) -> None:
     """Ask a teacher about every batch, once, and keep what it said in the store."""
     store = Store.open(find_store(cache, "kd-cache build"))
     crew = Crew() if together else None
     if crew is not None:
         take_own_gpu()
+    use_threads(threads)
     asked = asked_teacher(teacher, store.path)
     if dry_run:
         _tell_cost(store, asked, keep, codec)

@@ -17,6 +17,7 @@ from pipeline.config import tuned_folder
 from pipeline.extend import check_teacher, extend, open_or_create
 from pipeline.grow import join
 from pipeline.grown import Grown, SetCost, grow, set_cost
+from pipeline.threads import ThreadsOption, use_threads
 
 if TYPE_CHECKING:
     from pipeline.carry import Source
@@ -50,11 +51,13 @@ def extend_command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what it would cost, write nothing.")
     ] = False,
+    threads: ThreadsOption = 0,
 ) -> None:
     """Go on with a store from a later state of its log: a new store, whose old batches keep their scores.
 
     New users, items and interactions get batches of their own, and the teacher is asked about these alone.
     """
+    use_threads(threads)
     old, later = Store.open(store), open_dataset(data, deep=True)
     growth = join(old.dataset, later)
     grown = grow(old, growth)

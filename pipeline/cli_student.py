@@ -55,6 +55,7 @@ from pipeline.student_store import (
     reader_of,
     warn_small,
 )
+from pipeline.threads import ThreadsOption, use_threads
 from pipeline.two_domains import with_source
 from student.hetcomp import HetCompSettings
 from student.registry import find_student
@@ -175,9 +176,7 @@ def fit_command(
         Path | None,
         typer.Option(help="Folder for TensorBoard's scalars, one set a run; by default none."),
     ] = None,
-    threads: Annotated[
-        int, typer.Option(help="Processor threads; 0 takes torch's choice.", min=0)
-    ] = 0,
+    threads: ThreadsOption = 0,
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda; by default cuda where there is one.")
     ] = None,
@@ -216,8 +215,7 @@ def fit_command(
     shares, tolerated = _weights(weights), parse_epsilon(epsilon)
     device = _device(device)
     check_log_dir(log_dir)
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     store = open_store(cache, "kd-student fit", int(cache_limit * 1e9), signed_by, teacher or ())
     with_source(kind_of_student, config, store.dataset, other)  # refused before anything begins
     root = out or Path("runs") / store.path.resolve().name

@@ -31,6 +31,7 @@ from pipeline.run_table import METRICS, task
 from pipeline.runs import open_run
 from pipeline.sign import SignedByOption
 from pipeline.student_store import CacheOption, at_store, open_store
+from pipeline.threads import ThreadsOption, use_threads
 
 __all__ = ["add_commands"]
 
@@ -62,8 +63,10 @@ def evaluate_command(
     mask_history: Annotated[
         bool, typer.Option("--mask-history", help="Do not rank items of the history.")
     ] = False,
+    threads: ThreadsOption = 0,
 ) -> None:
     """Rank all items for every user with a trained student and print Recall and NDCG."""
+    use_threads(threads)
     store = open_store(cache, "kd-student evaluate", signed_by=signed_by)
     model = open_student(run, store)
     ranks = rank_student(
@@ -102,12 +105,14 @@ def recommend_command(
     titles: Annotated[
         bool, typer.Option("--titles", help="A column with the items' titles too.")
     ] = False,
+    threads: ThreadsOption = 0,
 ) -> None:
     """Write the best items of all users, or of some, from their whole histories: user, item, rank, score.
 
     With --user and neither --out nor --format they are printed instead.
     """
     kind = _format(out, form)
+    use_threads(threads)
     store = open_store(cache, "kd-student recommend")
     dataset = store.dataset
     names = user_names(dataset)

@@ -32,7 +32,6 @@ from pipeline.teacher_options import (
     SeedOption,
     TeacherArgument,
     TextOption,
-    ThreadsOption,
     TrajectoryOption,
     VectorsOption,
     WhitenOption,
@@ -42,6 +41,7 @@ from pipeline.teacher_options import (
     modalities,
     reading,
 )
+from pipeline.threads import ThreadsOption, use_threads
 from pipeline.trajectory import tell_way
 from teachers.folder import CONFIG
 from teachers.pretrain import Augmentation
@@ -328,8 +328,10 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="The dataset; by default the only one in data/.")
     ] = None,
+    threads: ThreadsOption = 0,
 ) -> None:
     """Rank all items for every user with a tuned teacher and print Recall and NDCG."""
+    use_threads(threads)
     where = find_dataset(data, "kd-teacher evaluate")
     asked = load_teacher(tuned_folder(teacher, where))
     dataset = open_dataset(where, deep=True)

@@ -16,6 +16,7 @@ import typer
 from cache.errors import UsageError
 from pipeline.teach_recformer import Reading
 from pipeline.teach_unim2rec import Modalities
+from pipeline.threads import use_threads
 from teachers.images import Pictures
 from teachers.recformer_tokens import Limits
 from teachers.text import TextSettings
@@ -74,9 +75,6 @@ TrajectoryOption = Annotated[
         min=0,
         max=99,
     ),
-]
-ThreadsOption = Annotated[
-    int, typer.Option(help="Processor threads; 0 takes torch's choice.", min=0)
 ]
 
 _VECTORS: tuple[Kind, ...] = ("unisrec", "unim2rec")  # what reads frozen vectors
@@ -158,8 +156,7 @@ def reading(
 
 def device_for(threads: int) -> str:
     """The GPU if there is one; sets the processor threads."""
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads)
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
