@@ -133,6 +133,7 @@ def recommend_command(
             f"{run}: {_told(top, exclude_history)}",
             columns,
             [[f"{one[c]:.4f}" if c == "score" else str(one[c]) for c in columns] for one in found],
+            prose="title" if titles else None,
         )
     else:
         path = out or run / f"recommendations.{kind}"

@@ -19,6 +19,7 @@ from typing import Literal, NoReturn
 
 import typer
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -53,6 +54,7 @@ Report = Callable[[float, float, str], None]
 
 _PLAIN_EVERY = 10.0
 _PIPED_WIDTH = 100
+_ENDLESS = 1 << 20
 _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -85,16 +87,29 @@ def terminal() -> Console | None:
 
 
 def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, caption: str = ""
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    caption: str = "",
+    prose: str | None = None,
 ) -> None:
-    """A table on standard output; the first column to the left, numbers to the right."""
+    """A table on standard output; the first column to the left, numbers to the right. Too wide a one runs over: nothing is cut.
+
+    Args:
+        prose: the column that is wrapped where the terminal is too narrow, to the left too; by default the first.
+    """
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _PIPED_WIDTH)
     console.print(title, style="bold", markup=False, soft_wrap=True)
     drawn = Table()
     for place, name in enumerate(columns):
-        drawn.add_column(Text(name), justify="right" if place else "left", no_wrap=place > 0)
+        wrapped = name == (columns[0] if prose is None else prose)
+        side: Literal["left", "right"] = "right" if place and not wrapped else "left"
+        drawn.add_column(Text(name), justify=side, no_wrap=not wrapped)
     for row in rows:
         drawn.add_row(*map(Text, row))  # as it stands: a bracket is no markup
+    needed = Measurement.get(console, console.options.update(width=_ENDLESS), drawn).minimum
+    console.width = max(console.width, needed)  # else rich shortens numbers
     console.print(drawn)
     if caption:
         console.print(caption, markup=False, soft_wrap=True)

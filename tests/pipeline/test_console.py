@@ -94,3 +94,27 @@ def test_brackets_in_names_are_printed_as_they_are(capsys: pytest.CaptureFixture
     assert "[i]" in out
     assert "[b]c" in out
     assert err == "[bold]y\n"
+
+
+def test_a_table_too_wide_for_its_place_runs_over_and_loses_no_number(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Twelve columns of nine letters and the lines between want more than the 100 of a pipe."""
+    names = [f"teacher-{n:02}" for n in range(12)]
+    numbers = [f"0.{n:08}" for n in range(12)]
+    console.table("x", ["", *names], [["all pairs", *numbers]])
+    found = capsys.readouterr().out.split()
+    assert [word for word in found if word.startswith("teacher")] == names
+    assert [word for word in found if word.startswith("0.")] == numbers
+
+
+def test_prose_is_wrapped_and_what_stands_beside_it_is_whole(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    title = "Puncture Repair Kit with Glue, Patches and a Tyre Lever, for Road and Mountain Bikes"
+    console.table("x", ["user", "item", "title"], [["U1", "B004F6AEG", title]], prose="title")
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == 100
+    cells = [line.strip("│").split("│") for line in lines if line.startswith("│")]
+    assert [cell.strip() for cell in cells[0][:2]] == ["U1", "B004F6AEG"]
+    assert " ".join(row[2].strip() for row in cells) == title
