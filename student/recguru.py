@@ -11,7 +11,8 @@ Base loss = recommendation + `reconstruct_weight` * reconstruction + `adversary_
   discrimination  is binary: target or source. The discriminator descends on it, the encoder ascends: its gradient is
                   turned.
 Each step takes as many sequences of the source domain as the batch has histories, drawn uniformly from its training parts;
-nobody need shop in both. Padding is never computed. A step is about three times the work of SASRec's.
+nobody need shop in both. Padding is never computed. A step is four times the multiply-adds of SASRec's where the domains are
+alike, and seven times where the source has three times the items.
 Legend: N tokens, B histories, D width, V items of a domain, M places, T slots, C columns.
 """
 
