@@ -28,6 +28,7 @@ from cache.scores import ScoreReader
 from cache.store import Store
 from encoder.checkpoint import load_checkpoint, save_checkpoint
 from pipeline.evaluate import rank_student
+from pipeline.memory import give_back
 from pipeline.metrics import metrics_of_ranks
 from pipeline.runs import CHECKPOINT, RECORD, Run, finished_run, seal_run
 from pipeline.two_domains import with_source
@@ -40,6 +41,8 @@ __all__ = ["Watch", "fit"]
 
 Watch = Callable[[RunState, float], None]
 """watch(state after an epoch, instances a second in it)."""
+
+_GIVE_BACK_AFTER = 30.0  # seconds from one time to the next
 
 #: settings that came later and their defaults, left out of an identity: a run of before is still the run it was
 _ADDED = {
@@ -105,10 +108,10 @@ def fit(
         model.eval()
         return rank_student(model, dataset, dataset.held_out(part), device=device)
 
-    began = time.perf_counter()
+    began = gave_back = time.perf_counter()
 
     def on_epoch(now: RunState) -> None:
-        nonlocal began
+        nonlocal began, gave_back
         last = now.history[-1]
         seconds = time.perf_counter() - began
         rate = last.instances / seconds
@@ -118,6 +121,9 @@ def fit(
         append_line(_times(folder), json.dumps(told | spent).encode())
         watch(now, rate)
         began = time.perf_counter()
+        if began - gave_back > _GIVE_BACK_AFTER:
+            give_back()
+            gave_back = began
 
     state = train(
         model,
