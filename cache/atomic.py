@@ -1,14 +1,15 @@
 """The one door for bytes: write aside, fsync, rename, fsync the folder.
 
 After `put` returns, the file is whole or absent, through kill -9 and through power loss. Temporary names begin
-with `.partial-` and are unique, so two writers never share one; `sweep` clears what dead writers left.
-Costs two fsyncs a file: write few large files.
+with `.partial-` and are unique, so two writers never share one. Their writers hold a lock on them while they live: `sweep_dead`
+clears what the killed left and touches nothing else. Costs two fsyncs a file: write few large files.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import shutil
@@ -30,8 +31,10 @@ __all__ = [
     "disk_errors",
     "make_folder",
     "put",
+    "scratch",
     "staging",
     "sweep",
+    "sweep_dead",
     "sync_folder",
     "sync_tree",
     "written",
@@ -135,17 +138,21 @@ def written(path: Path) -> Iterator[io.RawIOBase]:
 def _aside(path: Path, *, create: bool = False, folder: Path | None = None) -> Iterator[_Whole]:
     """A file in `folder`, beside `path` by default, that takes its name at the end of the block."""
     make_folder(path.parent)
-    handle, name = tempfile.mkstemp(prefix=DEBRIS, dir=folder or path.parent)
+    while True:
+        handle, name = tempfile.mkstemp(prefix=DEBRIS, dir=folder or path.parent)
+        if _claimed(handle):
+            break
+        os.close(handle)
     aside = Path(name)
     try:
         with _Whole(handle, "wb") as file:
             yield file
             os.fchmod(file.fileno(), 0o666 & ~_umask())
             os.fsync(file.fileno())
-        if create:
-            _name_new(aside, path)
-        else:
-            aside.replace(path)
+            if create:  # while it is open, and so known to be somebody's
+                _name_new(aside, path)
+            else:
+                aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
@@ -153,12 +160,21 @@ def _aside(path: Path, *, create: bool = False, folder: Path | None = None) -> I
 
 
 def append_line(path: Path, line: bytes) -> None:
-    """Append one line to a journal and make it durable; a torn last line is the reader's to drop."""
+    """Append one line to a journal and make it durable, or leave the journal as it was.
+
+    Killed half way it leaves a torn last line, which is the reader's to drop.
+    """
     with disk_errors(path):
         new = not path.exists()
-        with path.open("ab", buffering=0) as file:
-            file.write(line.rstrip(b"\n") + b"\n")
-            os.fsync(file.fileno())
+        with _Whole(path, "ab") as file:
+            end = file.seek(0, os.SEEK_END)
+            try:
+                file.write(line.rstrip(b"\n") + b"\n")
+                os.fsync(file.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    file.truncate(end)
+                raise
         if new:
             sync_folder(path.parent)
 
@@ -167,7 +183,8 @@ def append_line(path: Path, line: bytes) -> None:
 def staging(target: Path) -> Iterator[Path]:
     """A fresh hidden folder beside `target`; published under that name by one rename.
 
-    On a clean exit every file in it is made durable first. On an error the folder is removed.
+    On a clean exit every file in it is made durable first. On an error the folder is removed; one that was left by a
+    writer who was killed goes when the next one comes.
 
     Raises:
         StoreError: ``store.exists`` when `target` is already there.
@@ -180,29 +197,71 @@ def staging(target: Path) -> Iterator[Path]:
             code="store.exists",
         )
     check_writable(target.parent)
-    with disk_errors(target):
-        make_folder(target.parent)
-        aside = Path(tempfile.mkdtemp(prefix=f"{DEBRIS}{target.name}-", dir=target.parent))
-    try:
+    with scratch(target.parent, name=target.name) as aside:
         aside.chmod(0o777 & ~_umask())
         yield aside
         with disk_errors(target):
             sync_tree(aside)
             aside.rename(target)
             sync_folder(target.parent)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
+
+
+@contextlib.contextmanager
+def scratch(parent: Path, *, name: str) -> Iterator[Path]:
+    """A fresh hidden folder in `parent` for as long as the block lasts; those that dead processes left for `name` go first."""
+    prefix = f"{DEBRIS}{name}-"
+    with disk_errors(parent):
+        make_folder(parent)
+        sweep_dead(parent, prefix)
+        while True:
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            with contextlib.suppress(FileNotFoundError):  # swept before it was claimed
+                handle = os.open(folder, os.O_RDONLY)
+                if _claimed(handle):
+                    break
+                os.close(handle)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
+
+
+def sweep_dead(folder: Path, prefix: str = DEBRIS) -> None:
+    """Remove from `folder` what killed writers left under names with that prefix, and nothing that somebody is at.
+
+    Where the disk knows no locks nothing is removed.
+    """
+    for debris in sorted(folder.glob(f"{prefix}*")):
+        try:
+            handle = os.open(debris, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:  # gone by now, a link, another user's
+            continue
+        with contextlib.suppress(OSError):  # somebody is at it
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(debris)
+        os.close(handle)
+
+
+def _claimed(handle: int) -> bool:
+    """Mark a fresh temporary name as that of a living process; False where somebody swept it before that."""
+    with contextlib.suppress(OSError):  # a disk that knows no locks
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return os.fstat(handle).st_nlink > 0
 
 
 def sweep(folder: Path) -> None:
     """Remove what killed writers left in `folder` and below it."""
     with disk_errors(folder):
         for debris in sorted(folder.rglob(f"{DEBRIS}*")):
-            if debris.is_dir() and not debris.is_symlink():
-                shutil.rmtree(debris, ignore_errors=True)
-            else:
-                debris.unlink(missing_ok=True)
+            _remove(debris)
+
+
+def _remove(debris: Path) -> None:
+    if debris.is_dir() and not debris.is_symlink():
+        shutil.rmtree(debris, ignore_errors=True)
+    else:
+        debris.unlink(missing_ok=True)
 
 
 def sync_tree(folder: Path) -> None:

@@ -22,7 +22,14 @@ from numpy.typing import NDArray
 
 from cache.atomic import staging
 from cache.errors import StoreError
-from cache.manifest import MANIFEST, Manifest, check_part, seal
+from cache.manifest import (
+    MANIFEST,
+    Manifest,
+    check_numbers,
+    check_part,
+    is_digest,
+    seal,
+)
 from cache.tables import check_rows, read_table, write_table
 from cache.vectors import VECTORS, write_vectors
 
@@ -94,7 +101,7 @@ class Dataset:
         return [
             (digest, items)
             for digest, items in pairs
-            if isinstance(digest, str) and type(items) is int and 0 <= items <= self.num_items
+            if is_digest(digest) and type(items) is int and 0 <= items <= self.num_items
         ]
 
     def rows_of(self, digest: str) -> int | None:
@@ -128,7 +135,7 @@ class Dataset:
 
     def user_ids(self) -> pa.ChunkedArray | None:
         """[U] the users' own ids, or None where the dataset was anonymised."""
-        if self.manifest.settings["anonymised"]:
+        if self.manifest.settings.get("anonymised") is not False:
             return None
         table = read_table(
             self.path, self.manifest, "sequences.parquet", _SEQUENCES, self.num_users
@@ -195,9 +202,10 @@ def open_dataset(path: Path, *, deep: bool = False) -> Dataset:
         StoreError: anything missing, extra, changed or inconsistent.
     """
     manifest = check_part(path, "dataset", deep=deep, skip=frozenset({VECTORS}))
+    check_numbers(path, manifest, {"users", "items", "interactions"}, {"max_length": 1})
     counts = manifest.counts
-    users = counts.get("users", 0)
-    check_rows(path, "items.parquet", counts.get("items", 0))
+    users = counts["users"]
+    check_rows(path, "items.parquet", counts["items"])
     table = read_table(path, manifest, "sequences.parquet", _SEQUENCES, users)
     column = table["items"].combine_chunks()
     if isinstance(column, pa.ChunkedArray):  # zero users: nothing to combine
@@ -207,10 +215,10 @@ def open_dataset(path: Path, *, deep: bool = False) -> Dataset:
     dataset = Dataset(path=path, manifest=manifest, flat=flat, offsets=offsets)
     if (
         dataset.num_users != users
-        or len(flat) != counts.get("interactions")
+        or len(flat) != counts["interactions"]
         or (len(flat) and not 0 <= flat.min() <= flat.max() < counts["items"])
         # students make room by it: no more than there is use for
-        or manifest.settings.get("max_length", 0) > max(_LONG, np.diff(offsets).max(initial=0))
+        or dataset.max_length > max(_LONG, np.diff(offsets).max(initial=0))
     ):
         raise StoreError(
             f"{path}: the sequences do not fit the manifest's counts {dict(counts)}; "

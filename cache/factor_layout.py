@@ -53,8 +53,17 @@ class FactorLayout:
     def units(self) -> Iterator[tuple[Table, int]]:
         """Every file as (table, number); each is one unit of work."""
         for table in TABLES:
-            for number in range(-(-self.rows(table) // self.per_file)):
+            for number in range(self.files(table)):
                 yield table, number
+
+    @property
+    def num_files(self) -> int:
+        """Of both tables."""
+        return sum(map(self.files, TABLES))
+
+    def files(self, table: Table) -> int:
+        """Files of a table."""
+        return -(-self.rows(table) // self.per_file)
 
     def rows(self, table: Table) -> int:
         """Rows of a table."""

@@ -72,7 +72,9 @@ class FactorReader:
         manifest = read(folder, "factors")
         check_lineage(folder, manifest, plan)
         layout = _layout(folder, manifest, plan, items)
-        if {entry.path: entry.size for entry in manifest.files} != layout.sizes():
+        sizes = {entry.path: entry.size for entry in manifest.files}
+        # their number first: what a hostile manifest asks for may be millions
+        if len(sizes) != layout.num_files or sizes != layout.sizes():
             raise StoreError(
                 f"{folder}: its files are not those that its plan and settings ask for; {ADVICE}.",
                 code="store.inconsistent",

@@ -8,17 +8,21 @@ Reading is from the one commit that was the newest when the store was opened. Th
 from __future__ import annotations
 
 import contextlib
-import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from cache.errors import RemoteError
+from cache.atomic import scratch
+from cache.errors import RemoteError, UsageError
 from cache.home import cache_home
 from cache.manifest import Entry
 from cache.paths import check_name
@@ -81,16 +85,14 @@ class HubRemote:
             missing(f"{self.label}/{name}")
         if found.size != size:
             wrong_size(f"{self.label}/{name}", size, found.size)
-        home = cache_home()
-        home.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="hub-", dir=home) as folder:
+        with scratch(cache_home(), name="hub") as folder:
             with self._told():
                 path = self._api.hf_hub_download(
                     self._repo,
                     self._below + name,
                     repo_type=_KIND,
                     revision=self._revision,
-                    local_dir=folder,
+                    local_dir=str(folder),
                 )
             left = size - start
             with Path(path).open("rb", buffering=0) as file:
@@ -161,6 +163,12 @@ class HubRemote:
         """Turn what the library raises into one sentence of our own; its text may quote a request and is dropped."""
         try:
             yield
+        except HFValidationError:
+            raise UsageError(
+                f"{self.label}: the hub allows no repository of that name, hf://datasets/OWNER/NAME was expected; "
+                "check the URL.",
+                code="share.bad_url",
+            ) from None
         except HfHubHTTPError as error:
             status = getattr(error.response, "status_code", 0)
             if status in {401, 403}:

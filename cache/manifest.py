@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from cache.atomic import DEBRIS, disk_errors, put
 from cache.digest import canonical_json, sha256_bytes, sha256_file
-from cache.errors import StoreError
+from cache.errors import DiskError, StoreError
 from cache.paths import check_name, check_names
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "MAX_BYTES",
     "Entry",
     "Manifest",
+    "check_numbers",
     "check_part",
     "is_digest",
     "parse_manifest",
@@ -179,7 +180,7 @@ def check_part(
     """Refuse a part with a file missing, extra, of another size or (if `deep`) of other bytes.
 
     Raises:
-        StoreError: the first finding, naming the file.
+        StoreError, DiskError: the first finding, naming the file.
     """
     manifest = read_manifest(folder, kind)
     for finding in findings(folder, manifest, deep=deep, skip=skip, progress=progress):
@@ -194,10 +195,11 @@ def findings(
     deep: bool,
     skip: frozenset[str] = frozenset(),
     progress: Callable[[int], None] | None = None,
-) -> Iterator[StoreError]:
-    """Every way in which `folder` differs from its manifest, one error a file."""
+) -> Iterator[StoreError | DiskError]:
+    """Every way in which `folder` differs from its manifest or cannot be read, one error a file."""
     advice = "restore it from where the store came from, or build that part again"
-    present = {p.relative_to(folder).as_posix(): p for p in _files(folder, skip=skip)}
+    with disk_errors(folder):
+        present = {p.relative_to(folder).as_posix(): p for p in _files(folder, skip=skip)}
     for name in sorted(present.keys() - {entry.path for entry in manifest.files}):
         yield StoreError(
             f"{folder / name}: is not part of the sealed folder; remove it.",
@@ -208,20 +210,49 @@ def findings(
         if entry.path not in present:
             yield StoreError(f"{path}: is missing; {advice}.", code="store.missing")
             continue
-        status = path.lstat()
+        try:
+            with disk_errors(path):
+                status = path.lstat()
+                whole = stat.S_ISREG(status.st_mode) and status.st_size == entry.size
+                found = sha256_file(path, progress=progress) if whole and deep else entry.sha256
+        except DiskError as error:
+            yield error
+            continue
         if not stat.S_ISREG(status.st_mode):
             yield StoreError(f"{path}: is not a regular file; {advice}.", code="store.not_a_file")
-        elif status.st_size != entry.size:
+        elif not whole:
             yield StoreError(
                 f"{path}: {entry.size:,} bytes expected, {status.st_size:,} found; {advice}.",
                 code="store.wrong_size",
             )
-        elif deep and (found := sha256_file(path, progress=progress)) != entry.sha256:
+        elif found != entry.sha256:
             yield StoreError(
                 f"{path}: its bytes have changed ({entry.sha256[:19]} expected, "
                 f"{found[:19]} found); {advice}.",
                 code="store.wrong_digest",
             )
+
+
+def check_numbers(
+    folder: Path, manifest: Manifest, counts: Set[str], settings: Mapping[str, int]
+) -> None:
+    """Refuse a manifest that is well formed but lacks the numbers that its part is read by.
+
+    Args:
+        counts: the names of all its counts.
+        settings: the least that each of these settings may be.
+
+    Raises:
+        StoreError: ``store.bad_settings``.
+    """
+    found = {key: manifest.settings.get(key) for key in settings}
+    whole = all(type(n) is int and n >= settings[key] for key, n in found.items())
+    if manifest.counts.keys() != counts or not whole:
+        raise StoreError(
+            f"{folder / MANIFEST}: the counts {sorted(counts)} and whole numbers for {tuple(settings)} were "
+            "expected; it was damaged or not written by kd-cache, restore it.",
+            code="store.bad_settings",
+        )
 
 
 def _files(folder: Path, *, skip: frozenset[str]) -> Iterator[Path]:
@@ -334,7 +365,7 @@ def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
 
 
-def is_digest(value: Any) -> bool:
+def is_digest(value: Any) -> TypeGuard[str]:
     return (
         isinstance(value, str)
         and len(value) == _DIGEST_LENGTH

@@ -13,6 +13,7 @@ again and again.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from dataclasses import replace
@@ -20,12 +21,12 @@ from pathlib import Path
 
 import filelock
 
-from cache.atomic import DEBRIS, disk_errors, put, staging
-from cache.errors import CkdError, UsageError
+from cache.atomic import DEBRIS, disk_errors, put, sync_folder, sync_tree
+from cache.errors import StoreError, UsageError
 from cache.home import cache_home
 from cache.layout import METADATA
 from cache.manifest import Entry
-from cache.outline import check_pin, outline
+from cache.outline import Outline, check_pin, outline
 from cache.remote import Location, Remote, open_remote
 from cache.signature import check_signature, read_signature
 from cache.store import Store
@@ -57,19 +58,35 @@ def open_mirror(
     root = cache_home() / "mirrors" / found.digest.removeprefix("sha256:")[:32]
     folder = root / place.name
     if not folder.exists():
-        files = [*found.dataset.files, *found.plan.files]
-        for part in found.scores.values():  # a factor set has no file that is not a shard
-            files += [file for file in part.files if file[1].path == METADATA]
-        try:
-            with staging(folder) as stage:
-                download(remote, files, stage, report)
-                for part in found.parts:
-                    put(stage / part.sealed_by, part.manifest.to_bytes())
-        except CkdError:
-            if not folder.exists():  # another process was faster
-                raise
+        with disk_errors(root):
+            root.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(root / f".lock-{place.name}")
+            with lock:  # another process may be at it
+                try:
+                    if not folder.exists():
+                        _bring_small(remote, found, folder, report)
+                finally:
+                    Path(lock.lock_file).unlink(missing_ok=True)
     shards = Shards(remote, cache_home() / "shards", limit)
     return replace(Store.open(folder), bring=shards, url=remote.label)
+
+
+def _bring_small(remote: Remote, found: Outline, folder: Path, report: Report) -> None:
+    """Fetch everything but shards to `folder`, going on where an earlier try stopped; of a damaged store nothing is kept."""
+    files = [*found.dataset.files, *found.plan.files]
+    for part in found.scores.values():  # a factor set has no file that is not a shard
+        files += [file for file in part.files if file[1].path == METADATA]
+    stage = folder.with_name(f"{DEBRIS}{folder.name}")
+    try:
+        download(remote, files, stage, report)
+    except StoreError:
+        shutil.rmtree(stage, ignore_errors=True)
+        raise
+    for part in found.parts:
+        put(stage / part.sealed_by, part.manifest.to_bytes())
+    sync_tree(stage)
+    stage.rename(folder)
+    sync_folder(folder.parent)
 
 
 class Shards:
@@ -94,8 +111,7 @@ class Shards:
         key = entry.sha256.removeprefix("sha256:")
         path = self._folder / key
         with self._lock, disk_errors(path):
-            if key in self._sound and path.is_file():
-                _used(path)
+            if key in self._sound and _used(path):
                 return path
             self._folder.mkdir(parents=True, exist_ok=True)
             lock = filelock.FileLock(self._folder / f".lock-{key}")
@@ -114,7 +130,10 @@ class Shards:
         """Remove the shards that were used least recently until `need` more bytes fit."""
         kept = []
         for path in self._folder.iterdir():
-            status = path.stat()
+            try:
+                status = path.stat()
+            except FileNotFoundError:  # another process was faster
+                continue
             if path.name.startswith(DEBRIS) and time.time() - status.st_mtime > _STALE:
                 path.unlink(missing_ok=True)
             elif not path.name.startswith("."):
@@ -130,10 +149,18 @@ class Shards:
         self.fetched += more
 
 
-def _used(path: Path) -> None:
-    """Now, to the nanosecond: the file system's own clock ticks every few milliseconds."""
+def _used(path: Path) -> bool:
+    """Mark a shard as used now, to the nanosecond: the file system's own clock ticks every few milliseconds.
+
+    Returns:
+        False where it is gone: another process may have made room. Whoever maps it asks again.
+    """
     now = time.time_ns()
-    os.utime(path, ns=(now, now))
+    try:
+        os.utime(path, ns=(now, now))
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _nobody(_count: int) -> None:

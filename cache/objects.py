@@ -26,7 +26,7 @@ from obstore.exceptions import (
 )
 from obstore.store import from_url
 
-from cache.errors import RemoteError
+from cache.errors import RemoteError, UsageError
 from cache.manifest import Entry
 from cache.paths import check_name
 from cache.remote import (
@@ -69,6 +69,7 @@ _READING: ClientConfig = {
     "read_timeout": timedelta(seconds=60),
     "connect_timeout": timedelta(seconds=10),
 }
+_ENDPOINTS = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AZURE_ENDPOINT")
 _STATUS = re.compile(r"status code: (\d{3})")
 _KEYS = "check the keys in the environment or in the cloud's own files"
 
@@ -84,15 +85,17 @@ class ObjectRemote:
     @classmethod
     def open(cls, location: Location) -> ObjectRemote:
         """Connect to nothing yet; read keys and settings."""
-        more = _settings() if location.scheme == "s3" else {}
+        named = {name: os.environ[name] for name in _ENDPOINTS if name in os.environ}
+        for name, address in named.items():
+            if not address.startswith(("http://", "https://")):
+                raise UsageError(
+                    f"{name}: {address!r} is no address, http:// or https:// was expected in front; "
+                    "set it so, or unset it.",
+                    code="share.bad_endpoint",
+                )
+        more = _settings(location.label) if location.scheme == "s3" else {}
         plain = os.environ.get("AWS_ALLOW_HTTP", "").lower() == "true" or any(
-            os.environ.get(name, "").startswith("http://")
-            for name in (
-                "AWS_ENDPOINT_URL",
-                "AWS_ENDPOINT_URL_S3",
-                "AWS_ENDPOINT",
-                "AZURE_ENDPOINT",
-            )
+            address.startswith("http://") for address in named.values()
         )
         http: ClientConfig = {"allow_http": True} if plain else {}
         with _told(location.label):
@@ -227,7 +230,7 @@ def _tag(e_tag: str | None) -> str:
     return (e_tag or "").strip('"')
 
 
-def _settings() -> dict[str, Any]:
+def _settings(where: str) -> dict[str, Any]:
     """What obstore does not read by itself: the files in ~/.aws, through boto3 where it is installed."""
     if any(name in os.environ for name in ("AWS_ACCESS_KEY_ID", "AWS_SKIP_SIGNATURE")):
         return {}
@@ -242,6 +245,11 @@ def _settings() -> dict[str, Any]:
             return {"credential_provider": Boto3CredentialProvider()}
         except ModuleNotFoundError:
             return {}
+        except Exception as error:  # whatever boto3 says of files that lack keys, or are wrong
+            raise RemoteError(
+                f"{where}: no keys were found in ~/.aws ({type(error).__name__}); {_KEYS}.",
+                code="remote.denied",
+            ) from None
     names = {
         "access_key_id": keys.get("aws_access_key_id"),
         "secret_access_key": keys.get("aws_secret_access_key"),

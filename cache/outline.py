@@ -1,7 +1,7 @@
 """What a store is, from its manifests alone: parts, lineage, digest. Elsewhere it is read before a byte of data is asked for.
 
 The manifests there are hostile until they have been checked here: canonical, names plain, parents right, scores and factors
-of one name of one teacher, at most 64 MiB each. A part without a manifest is unfinished and does not count; a store whose
+of one name of one teacher, at most 16 MiB each. A part without a manifest is unfinished and does not count; a store whose
 dataset or plan has none is refused.
 """
 

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from cache.atomic import staging
 from cache.column import Column
-from cache.dataset import Dataset, Ints
+from cache.dataset import EXTENDS, Dataset, Ints
 from cache.errors import StoreError
-from cache.manifest import Manifest, check_part, seal
+from cache.manifest import Manifest, check_numbers, check_part, is_digest, seal
 from cache.tables import read_pieces, read_table, write_table
 
 __all__ = ["Batch", "Plan", "PlannedBatch", "first_appearance", "open_plan", "write_plan"]
@@ -215,15 +215,17 @@ def open_plan(path: Path, dataset: Dataset, *, deep: bool = False) -> Plan:
             f"{dataset.digest[:19]}; make a new plan with `kd-cache plan`.",
             code="plan.foreign",
         )
-    counts = manifest.counts
+    counts = {"instances", "batches", "slots", "columns"}
+    check_numbers(path, manifest, counts, {"batch_size": 0, "buckets": 0, "rounds": 0})
     slots = _read_slots(path, manifest)
-    rows = counts.get("instances", 0)
+    rows = manifest.counts["instances"]
     instances = read_table(path, manifest, "instances.parquet", _INSTANCES, rows)
     users, ends = instances["user"].to_numpy(), instances["end"].to_numpy()
     chosen, columns = slots["instance"], slots["column"]
     starts = np.append(slots["start"], len(chosen))
     if not (
-        len(starts) - 1 == counts.get("batches")
+        len(starts) - 1 == manifest.counts["batches"]
+        and is_digest(manifest.settings.get(EXTENDS, manifest.digest))
         and _within(users, 0, dataset.num_users)
         and (not len(users) or bool((ends >= 1).all() and (ends < dataset.lengths[users]).all()))
         and _within(chosen, 0, len(users))
@@ -250,8 +252,8 @@ def _read_slots(path: Path, manifest: Manifest) -> dict[str, NDArray[Any]]:
     Raises:
         StoreError: ``store.inconsistent``: the rows hold other batches than the manifest says.
     """
-    rows = manifest.counts.get("slots", 0)
-    batches = min(manifest.counts.get("batches", 0), rows)
+    rows = manifest.counts["slots"]
+    batches = min(manifest.counts["batches"], rows)
     # made before the reading: arrays that each piece would leave behind keep its memory from being used again
     kinds = {"instance": (np.int32, rows), "column": (np.int32, rows), "start": (np.int64, batches)}
     kinds |= {"round": (np.int16, batches), "bucket": (np.int16, batches)}
@@ -288,7 +290,7 @@ def _sound_batches(
     slots: Mapping[str, NDArray[Any]], starts: NDArray[np.int64], plan: Manifest
 ) -> bool:
     """Whether what the manifest says of batches, which readers make room by, is what the rows say."""
-    widest, settings = plan.counts.get("columns", 0), plan.settings
+    widest, settings = plan.counts["columns"], plan.settings
     if not len(slots["column"]):
         return widest == 0
     rounds = slots["round"]

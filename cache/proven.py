@@ -40,11 +40,11 @@ def proven(path: Path, entry: Entry, *, advice: str) -> pa.Buffer:
         _copy(path, entry, kept.write, advice)
         return kept.getvalue()
     place = Path(tempfile.gettempdir())
-    with disk_errors(place), tempfile.NamedTemporaryFile(dir=place) as unnamed:
+    with disk_errors(place), tempfile.TemporaryFile(dir=place) as unnamed:
         _copy(path, entry, unnamed.write, advice)
         unnamed.flush()
-        with pa.memory_map(unnamed.name) as pages:
-            return pages.read_buffer()  # it holds on to the pages when the name is gone
+        with pa.memory_map(f"/proc/self/fd/{unnamed.fileno()}") as pages:
+            return pages.read_buffer()  # it holds on to the pages when the file is closed
 
 
 def _copy(path: Path, entry: Entry, keep: Callable[[bytes], object], advice: str) -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NoReturn, Protocol, TypeAlias
 
-from cache.atomic import DEBRIS, disk_errors, put
+from cache.atomic import DEBRIS, disk_errors, put, sweep_dead
 from cache.digest import sha256_bytes
 from cache.errors import StoreError, UsageError
 from cache.manifest import Entry
@@ -255,19 +255,21 @@ class FolderRemote:
                     wrong_size(str(source), entry.size, len(view))
                 if sha256_bytes(view) != entry.sha256:
                     changed(str(source))
-                put(self._path(name), view)
+                # not beside it, in a part that may be published and sealed
+                put(self._path(name), view, aside=self.root)
         heard(entry.size)
         return ""
 
     def publish(self, manifests: Sequence[tuple[str, bytes]]) -> None:
-        """Each by a name that was not there before."""
+        """Each by a name that was not there before; then what killed writers left in the folder goes."""
         for name, data in manifests:
             path = self._path(name)
             try:
-                put(path, data, create=True)
+                put(path, data, create=True, aside=self.root)
             except StoreError:
                 if path.read_bytes() != data:
                     refuse_published(str(path))
+        sweep_dead(self.root)
 
     def _path(self, name: str) -> Path:
         """Where `name` lies, once it is known that no folder on the way there is a link."""

@@ -26,11 +26,12 @@ from numpy.typing import NDArray
 
 from cache.atomic import disk_errors
 from cache.codec import decode, half_steps
+from cache.dataset import EXTENDS
 from cache.digest import sha256_bytes
 from cache.errors import StoreError, UsageError
 from cache.layout import METADATA, Layout, Raw, crc32c
 from cache.lineage import check_lineage, sound_teacher
-from cache.manifest import Manifest, check_part, read_manifest
+from cache.manifest import Manifest, check_part, is_digest, read_manifest
 from cache.mapped import ADVICE, Bring, map_entry
 from cache.plan import Plan
 
@@ -103,7 +104,8 @@ class ScoreReader:
         entries = {entry.path: entry for entry in manifest.files}
         metadata = entries.pop(METADATA, None)
         sizes = {path: entry.size for path, entry in entries.items()}
-        if metadata is None or sizes != layout.sizes():
+        # their number first: what a hostile manifest asks for may be millions
+        if metadata is None or len(sizes) != len(layout.shards) or sizes != layout.sizes():
             raise StoreError(
                 f"{folder}: its shard files are not those that its plan and settings ask for; {ADVICE}.",
                 code="store.inconsistent",
@@ -307,6 +309,7 @@ def _layout(folder: Path, manifest: Manifest, plan: Plan) -> Layout:
         and not isinstance(per_shard, bool)
         and 1 <= per_shard <= max(1, len(plan))
         and sound_teacher(settings)
+        and is_digest(settings.get(EXTENDS, manifest.digest))
         and settings.get("score") == "log_softmax"
         and (manifest.format, codec, settings.get("dtype"))
         in ((1, "none", "float16"), (2, "u8", "uint8"))

@@ -36,11 +36,6 @@ __all__ = [
 
 DATASET, PLAN, SCORES, FACTORS = "dataset", "plan", "scores", "factors"
 
-_COUNTS = {
-    "dataset": {"users", "items", "interactions"},
-    "plan": {"instances", "batches", "slots", "columns"},
-}
-
 #: a plan to copy in, or a function that writes one at the given path over the given dataset
 PlanSource: TypeAlias = Plan | Callable[[Path, Dataset], Plan]
 
@@ -86,8 +81,6 @@ class Store:
                 "one store, or make a new one with `kd-cache plan`.",
                 code="store.lineage",
             )
-        _refuse_odd(path / DATASET, inner, settings=("max_length",))
-        _refuse_odd(path / PLAN, plan, settings=("batch_size", "buckets", "rounds"))
         dataset = open_dataset(path / DATASET, deep=deep)
         return cls(path=path, dataset=dataset, plan=open_plan(path / PLAN, dataset, deep=deep))
 
@@ -102,7 +95,7 @@ class Store:
         Raises:
             StoreError: ``store.exists``; or the plan is of another dataset.
         """
-        with staging(path) as folder:
+        with staging(path) as folder, disk_errors(path):
             if isinstance(dataset, Dataset):
                 copy_part(dataset.path, folder / DATASET, dataset.manifest)
             else:
@@ -301,18 +294,6 @@ def _finished(folder: Path) -> list[str]:
         for child in folder.iterdir()
         if not child.name.startswith(".") and (child / MANIFEST).is_file()
     )
-
-
-def _refuse_odd(folder: Path, manifest: Manifest, *, settings: tuple[str, ...]) -> None:
-    """Refuse a manifest that is well formed but lacks the numbers that its part is read by."""
-    numbers = [manifest.settings.get(key) for key in settings]
-    counts = _COUNTS[manifest.kind]
-    if manifest.counts.keys() != counts or not all(type(n) is int and n >= 0 for n in numbers):
-        raise StoreError(
-            f"{folder / MANIFEST}: the counts {sorted(counts)} and whole numbers for {settings} were "
-            "expected; it was damaged or not written by kd-cache, restore it.",
-            code="store.bad_settings",
-        )
 
 
 def _refuse_non_store(path: Path) -> None:

@@ -36,16 +36,33 @@ _SMALL = 64 << 20  #: bytes in memory that any file may take
 
 def write_table(path: Path, table: pa.Table) -> None:
     """Write `table` through the one door."""
+    data = _packed(table.replace_schema_metadata(None), compression="zstd")
+    try:
+        _check_claims(data, table)
+    except ValueError:  # an honest table that packs more densely than any reader believes
+        data = _packed(
+            table.replace_schema_metadata(None), compression="none", use_dictionary=False
+        )
+    put(path, memoryview(data))
+
+
+def _packed(table: pa.Table, **how: Any) -> pa.Buffer:
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table.replace_schema_metadata(None),
-        sink,
-        compression="zstd",
-        write_page_checksum=True,
-        store_schema=True,
-        version="2.6",
-    )
-    put(path, memoryview(sink.getvalue()))
+    pq.write_table(table, sink, write_page_checksum=True, store_schema=True, version="2.6", **how)
+    return sink.getvalue()
+
+
+def _check_claims(data: pa.Buffer, table: pa.Table) -> None:
+    """Raise ValueError where a reader would refuse what `table` was packed into."""
+    limit = _limit(data)
+    check_pages(data, pq.read_metadata(pa.BufferReader(data)), limit)
+    if table.nbytes > limit:
+        raise ValueError("its texts")
+
+
+def _limit(data: pa.Buffer) -> int:
+    """Bytes that a file may unpack to."""
+    return max(_SMALL, _RATIO * len(data))
 
 
 def read_table(
@@ -93,7 +110,7 @@ def _opened(
     texts = [field.name for field in schema if field.type == pa.string()]
     data = _sealed(path, manifest)
     with _readable(path):
-        limit = max(_SMALL, _RATIO * len(data))
+        limit = _limit(data)
         file = pq.ParquetFile(
             pa.BufferReader(data),
             page_checksum_verification=True,

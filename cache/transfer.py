@@ -7,11 +7,13 @@ part may be torn. Threads are daemons: Ctrl-C does not wait for a slow server.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
 import queue
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -41,7 +43,11 @@ def download(
         DiskError: ``disk.too_small``, before anything is moved.
     """
     _clear(stage, files)
-    need = sum(entry.size for name, entry in files if not (stage / name).exists())
+    need = sum(
+        entry.size - _size(partial(stage, name, entry))
+        for name, entry in files
+        if not (stage / name).exists()
+    )
     free = shutil.disk_usage(stage).free
     if need > free:
         raise DiskError(
@@ -114,6 +120,11 @@ def partial(stage: Path, name: str, entry: Entry) -> Path:
     return stage / f"{DEBRIS}{key}"
 
 
+def _size(part: Path) -> int:
+    """Bytes that an earlier run left of a file."""
+    return part.stat().st_size if part.is_file() else 0
+
+
 def _hash_part(aside: Path, entry: Entry, heard: Heard) -> tuple[int, hashlib._Hash]:
     """(bytes that an earlier run left, their running sha256)."""
     state, length = hashlib.sha256(), 0
@@ -130,11 +141,12 @@ def _hash_part(aside: Path, entry: Entry, heard: Heard) -> tuple[int, hashlib._H
 
 
 def is_whole(path: Path, entry: Entry, heard: Heard) -> bool:
-    """Whether a file is there with exactly those bytes; reads it."""
-    with disk_errors(path):
-        if not path.is_file() or path.is_symlink() or path.stat().st_size != entry.size:
-            return False
-        return sha256_file(path, progress=heard) == entry.sha256
+    """Whether a file is there with exactly those bytes; reads it. One that goes meanwhile is not there."""
+    with disk_errors(path), contextlib.suppress(FileNotFoundError):
+        status = path.lstat()
+        if stat.S_ISREG(status.st_mode) and status.st_size == entry.size:
+            return sha256_file(path, progress=heard) == entry.sha256
+    return False
 
 
 def run_jobs(jobs: Iterable[Job], total: int, report: Report, *, workers: int = WORKERS) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.atomic import put, staging
+from cache.atomic import disk_errors, put, staging
 from cache.errors import StoreError
 from cache.manifest import Manifest, check_part, read_manifest, seal
 from cache.paths import check_name
@@ -65,14 +65,14 @@ def list_vectors(dataset: Dataset) -> list[str]:
 
 def vectors_manifest(dataset: Dataset, name: str) -> Manifest:
     """How the vectors `name` were made; refuses vectors of another dataset."""
-    folder = _folder(dataset, name)
-    if not folder.is_dir():
-        there = ", ".join(list_vectors(dataset)) or "none"
+    there = list_vectors(dataset)
+    if name not in there:
         raise StoreError(
-            f"{dataset.path}: has no vectors {name!r} (there: {there}); "
+            f"{dataset.path}: has no vectors {name[:120]!r} (there: {', '.join(there) or 'none'}); "
             "encode the texts with `kd-teacher tune` or ingest the features.",
             code="vectors.missing",
         )
+    folder = _folder(dataset, name)
     manifest = read_manifest(folder, "vectors")
     parent = manifest.parents.get("dataset", "none")
     if parent != dataset.digest:
@@ -86,10 +86,22 @@ def vectors_manifest(dataset: Dataset, name: str) -> Manifest:
 
 def read_vectors(dataset: Dataset, name: str, *, deep: bool = True) -> NDArray[np.float32]:
     """The [V, d] float32 vectors `name`, as a read-only memory map, checked against their seal."""
-    vectors_manifest(dataset, name)
+    counts = vectors_manifest(dataset, name).counts
     folder = _folder(dataset, name)
     check_part(folder, "vectors", deep=deep)
-    vectors: NDArray[np.float32] = np.load(folder / _FILE, mmap_mode="r", allow_pickle=False)
+    path, shape = folder / _FILE, (dataset.num_items, counts.get("width"))
+    try:
+        with disk_errors(path):
+            vectors: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError):
+        vectors = np.empty(0, np.float32)
+    sound = isinstance(vectors, np.memmap) and vectors.dtype == np.float32
+    if not sound or vectors.shape != shape or (deep and not np.isfinite(vectors).all()):
+        raise StoreError(
+            f"{path}: float32 numbers of shape {shape}, none of them NaN or infinite, were expected; "
+            "remove that folder and encode again.",
+            code="vectors.damaged",
+        )
     return vectors
 
 

@@ -16,7 +16,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cache.atomic import DEBRIS, check_writable, disk_errors, put, sync_folder, sync_tree
+from cache.atomic import (
+    DEBRIS,
+    check_writable,
+    disk_errors,
+    put,
+    sweep_dead,
+    sync_folder,
+    sync_tree,
+)
 from cache.dataset import VECTORS
 from cache.digest import sha256_bytes
 from cache.errors import StoreError
@@ -238,6 +246,7 @@ def _adopt(
     """Keep a signature in `target` that covers all its parts, unless one that does is there and this is hearsay."""
     if signature is None:
         return
+    sweep_dead(target)  # of one who was killed here
     mine = _hearsay(FolderRemote(target))
     kept = mine is not None and not mine.uncovered(parts) and not checked
     if not kept and not signature.uncovered(parts):

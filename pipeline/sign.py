@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from cache.atomic import put
+from cache.atomic import put, sweep_dead
 from cache.errors import StoreError
 from cache.outline import Outline, outline_here
 from cache.signature import SIGNATURE, check_signature, read_signature_here, sign
@@ -37,6 +37,7 @@ def sign_store(path: Path, key: Path, progress: Callable[[int, int], None]) -> O
         StoreError: the store is damaged; nothing was signed.
         UsageError: ``signature.bad_key``, ``signature.wrong_password``, ``signature.no_library``.
     """
+    sweep_dead(path)  # of one who was killed while signing
     findings = [one for one in verify(path, progress=progress) if one.code != "signature.malformed"]
     if findings:
         raise StoreError(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 from pathlib import Path
 
 import pytest
 
-from cache.atomic import DEBRIS, append_line, put, staging, sweep
+from cache.atomic import DEBRIS, append_line, put, scratch, staging, sweep, sweep_dead
 from cache.errors import DiskError, StoreError
 
 
@@ -75,3 +77,47 @@ def test_journal_lines(tmp_path: Path) -> None:
     append_line(tmp_path / "j", b"one")
     append_line(tmp_path / "j", b"two\n")
     assert (tmp_path / "j").read_bytes() == b"one\ntwo\n"
+
+
+def test_a_journal_that_finds_no_room_is_as_it_was(tmp_path: Path) -> None:
+    """Room for two bytes of four: a line that was half taken would spoil the next one."""
+    append_line(tmp_path / "j", b"one")
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(b"one\n") + 2, most))
+        with pytest.raises(DiskError, match="j: File too large"):
+            append_line(tmp_path / "j", b"two")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+        signal.signal(signal.SIGXFSZ, before)
+    assert (tmp_path / "j").read_bytes() == b"one\n"
+    append_line(tmp_path / "j", b"two")
+    assert (tmp_path / "j").read_bytes() == b"one\ntwo\n"
+
+
+def killed_while_writing(folder: Path) -> None:
+    """A process that dies inside `staging` and inside `put`, as kill -9 has it."""
+    pid = os.fork()
+    if not pid:
+        with staging(folder / "out") as aside:
+            (aside / "half").write_bytes(b"x")
+            os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment]
+            put(folder / "file", b"x")
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+
+
+def test_what_the_killed_left_goes_and_what_the_living_hold_stays(tmp_path: Path) -> None:
+    killed_while_writing(tmp_path)
+    assert len(os.listdir(tmp_path)) == 2
+    with scratch(tmp_path, name="mine") as mine, staging(tmp_path / "other") as other:
+        sweep_dead(tmp_path)
+        assert sorted(os.listdir(tmp_path)) == sorted([mine.name, other.name])
+    assert os.listdir(tmp_path) == ["other"]
+
+
+def test_staging_takes_away_what_a_killed_one_left_for_that_name(tmp_path: Path) -> None:
+    killed_while_writing(tmp_path)
+    (left,) = tmp_path.glob(f"{DEBRIS}out-*")
+    with staging(tmp_path / "out"):
+        assert not left.exists()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,8 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cache import tables
 from cache.dataset import Dataset, open_dataset, write_dataset
+from cache.digest import canonical_json
 from cache.errors import StoreError
+from cache.manifest import seal
 from cache.vectors import list_vectors, read_vectors, write_vectors
 
 # users: a has 0 1 2 3 4, b has 4 3, c has 2 2 0
@@ -139,3 +144,64 @@ def test_vectors_that_do_not_fit_are_refused(dataset: Dataset, tmp_path: Path) -
     (dataset.path / "vectors").rename(other.path / "vectors")
     with pytest.raises(StoreError, match="was made from the dataset"):
         read_vectors(other, "mine")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m["settings"].update(max_length="50"),
+        lambda m: m["settings"].update(max_length=None),
+        lambda m: m["settings"].update(max_length=0),
+        lambda m: m["settings"].pop("max_length"),
+        lambda m: m["counts"].pop("items"),
+    ],
+    ids=["text", "null", "zero", "none", "count"],
+)
+def test_a_manifest_without_its_numbers_is_refused(dataset: Dataset, change: Any) -> None:
+    """Canonical, and so found out by nobody but whoever reads by these numbers."""
+    path = dataset.path / "manifest.json"
+    value = json.loads(path.read_bytes())
+    change(value)
+    path.write_bytes(canonical_json(value) + b"\n")
+    with pytest.raises(StoreError, match="whole numbers for") as caught:
+        open_dataset(dataset.path)
+    assert caught.value.code == "store.bad_settings"
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        b"junk",
+        np.zeros((2, 3), np.float32),
+        np.zeros((5, 3), np.float64),
+        np.full((5, 3), np.nan, np.float32),
+    ],
+    ids=["junk", "rows", "doubles", "nan"],
+)
+def test_sealed_vectors_that_are_none_are_refused(dataset: Dataset, inside: Any) -> None:
+    """Their seal is right: somebody sealed nonsense."""
+    folder = dataset.path / "vectors" / "odd"
+    folder.mkdir(parents=True)
+    if isinstance(inside, bytes):
+        (folder / "vectors.npy").write_bytes(inside)
+    else:
+        np.save(folder / "vectors.npy", inside)
+    counts = {"items": 5, "width": 3}
+    seal(folder, kind="vectors", parents={"dataset": dataset.digest}, counts=counts)
+    with pytest.raises(StoreError, match=r"shape \(5, 3\)") as caught:
+        read_vectors(dataset, "odd")
+    assert caught.value.code == "vectors.damaged"
+
+
+def test_a_table_that_packs_too_well_is_stored_so_that_readers_take_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """30,000 equal numbers take 12 bytes each to unpack, and 700 bytes on disk: more than 256 times as much."""
+    monkeypatch.setattr(tables, "_SMALL", 0)
+    schema = pa.schema([("n", pa.int32()), ("text", pa.string())])
+    table = pa.table([pa.array([7] * 30_000, pa.int32()), ["brand"] * 30_000], schema=schema)
+    tables.write_table(tmp_path / "dense", table)
+    again = tables.read_table(tmp_path, seal(tmp_path, kind="plan"), "dense", schema, 30_000)
+    assert again.equals(table)
+    # plain: 4 bytes a number, 4 + 5 a text, and little else
+    assert 30_000 * 13 < (tmp_path / "dense").stat().st_size < 30_000 * 13 * 1.01

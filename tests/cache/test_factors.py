@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -14,9 +15,11 @@ from hypothesis import strategies as st
 import pipeline.build
 from cache import factors
 from cache.describe import describe
+from cache.digest import canonical_json
 from cache.errors import StoreError, TeacherError
 from cache.factor_layout import FactorLayout
 from cache.factor_writer import FactorWriter, factor_settings, refuse_other_product
+from cache.layout import Layout
 from cache.manifest import read_manifest, seal
 from cache.score_writer import log_softmax, parents_of
 from cache.store import Store, copy_factor_set, copy_score_set
@@ -380,3 +383,26 @@ def test_unfinished_factors_are_no_damage_and_are_told(path):
     assert describe(Store.open(path)).unfinished == ("three",)
     (path / "factors/stray").write_text("")
     assert [finding.code for finding in verify(path)] == ["store.unexpected"]
+
+
+@pytest.mark.parametrize("kind", ["scores", "factors"])
+def test_a_set_of_another_number_of_files_is_refused_before_their_names_are_made(
+    path, monkeypatch, kind
+):
+    """A manifest of 1 kB may ask for millions of files."""
+    layout = {"scores": Layout, "factors": FactorLayout}[kind]
+    store = Store.open(path)
+    name = (store.names if kind == "scores" else store.factor_names)[0]
+    folder = path / kind / name
+    manifest = folder / "manifest.json"
+    value = json.loads(manifest.read_bytes())
+    (gone,) = (
+        file for file in value["files"] if file["path"].endswith(("c.0.0.0", "items/0000000.npy"))
+    )
+    value["files"].remove(gone)
+    (folder / gone["path"]).unlink()
+    manifest.write_bytes(canonical_json(value) + b"\n")
+    monkeypatch.setattr(layout, "sizes", lambda _: pytest.fail("was counted by name"))
+    with pytest.raises(StoreError) as caught:
+        getattr(store, kind)(name)
+    assert caught.value.code == "store.inconsistent"

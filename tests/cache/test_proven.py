@@ -68,7 +68,7 @@ def test_a_copy_that_finds_no_room_is_told_with_its_place(tmp_path, monkeypatch)
 def test_a_copy_that_fills_the_disk_is_told_as_that(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_SMALL", 0)
     full = io.FileIO("/dev/full", "wb")
-    monkeypatch.setattr(tempfile, "NamedTemporaryFile", lambda dir: full)
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: full)
     path = tmp_path / "file"
     path.write_bytes(b"abc")
     with pytest.raises(DiskError, match=": No space left on device; free some space"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 
 from cache.describe import describe
 from cache.digest import canonical_json
-from cache.errors import StoreError
+from cache.errors import DiskError, StoreError
 from cache.plan import open_plan
 from cache.store import Store, copy_score_set
 from pipeline.build import build
@@ -214,3 +216,16 @@ def test_an_edited_manifest_is_refused(store, key, value):
 
 def test_opening_reads_the_plan_through_its_parent(store):
     assert open_plan(store.path / "plan", store.dataset).digest == store.plan.digest
+
+
+def test_a_copy_that_finds_no_room_names_where_it_was_to_be(tmp_path, monkeypatch):
+    """Python names the file that it read, which lies on another disk."""
+    store = tiny_store(tmp_path / "store")
+
+    def full(source, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(DiskError) as caught:
+        Store.create(tmp_path / "copy", store.dataset, store.plan)
+    assert str(caught.value).startswith(f"{tmp_path / 'copy'}: No space left on device")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cache.errors import CkdError, StoreError
+import cache.manifest
+from cache.errors import CkdError, DiskError, StoreError
 from cache.store import Store
 from cache.vectors import write_vectors
 from cache.verify import compare, verify
@@ -66,6 +69,24 @@ def test_all_damage_is_listed_not_only_the_first(path):
     (path / "scores/two/scores.zarr/zarr.json").write_bytes(b"{}")
     (path / "extra").write_text("x")
     assert len(verify(path)) == 3
+
+
+def test_a_file_that_the_disk_cannot_read_is_told_and_the_others_are_looked_at(path, monkeypatch):
+    bad = path / "scores" / "one" / "scores.zarr" / "c.0.0.0"
+    after = path / "scores" / "two" / "scores.zarr" / "c.0.0.0"
+    after.write_bytes(after.read_bytes()[::-1])
+    real = cache.manifest.sha256_file
+
+    def failing(file, *, progress=None):
+        if file == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(file, progress=progress)
+
+    monkeypatch.setattr(cache.manifest, "sha256_file", failing)
+    one, two = verify(path)
+    assert isinstance(one, DiskError)
+    assert str(one).startswith(f"{bad}: Input/output error")
+    assert str(two).startswith(f"{after}: its bytes have changed")
 
 
 def test_two_swapped_chunks_are_refused(path):

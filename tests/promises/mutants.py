@@ -39,8 +39,8 @@ MUTANTS = [
     Mutant(
         "files are not fsynced",
         "cache/atomic.py",
-        "            os.fsync(file.fileno())\n        if create:",
-        "        if create:",
+        "            os.fsync(file.fileno())\n            if create:",
+        "            if create:",
         f"{P}/test_p02_power.py::test_the_power_goes_before_an_fsync",
     ),
     Mutant(
@@ -67,9 +67,23 @@ MUTANTS = [
     Mutant(
         "a journal's line is not fsynced",
         "cache/atomic.py",
-        '            file.write(line.rstrip(b"\\n") + b"\\n")\n            os.fsync(file.fileno())',
-        '            file.write(line.rstrip(b"\\n") + b"\\n")',
+        'file.write(line.rstrip(b"\\n") + b"\\n")\n                os.fsync(file.fileno())',
+        'file.write(line.rstrip(b"\\n") + b"\\n")',
         f"{P}/test_p02_power.py::test_the_power_goes_before_an_fsync",
+    ),
+    Mutant(
+        "half a line stays in a journal",
+        "cache/atomic.py",
+        "                    file.truncate(end)",
+        "                    pass",
+        "tests/cache/test_atomic.py::test_a_journal_that_finds_no_room_is_as_it_was",
+    ),
+    Mutant(
+        "what the living write is swept",
+        "cache/atomic.py",
+        "            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)\n            _remove(debris)",
+        "            _remove(debris)",
+        "tests/cache/test_atomic.py::test_what_the_killed_left_goes_and_what_the_living_hold_stays",
     ),
     Mutant(
         "a file is written in its place",
@@ -186,15 +200,15 @@ MUTANTS = [
     Mutant(
         "sizes are not compared",
         "cache/manifest.py",
-        "        elif status.st_size != entry.size:",
-        "        elif False:",
+        "whole = stat.S_ISREG(status.st_mode) and status.st_size == entry.size",
+        "whole = stat.S_ISREG(status.st_mode)",
         f"{P}/test_p04_wrong_files.py::test_each_harm_to_each_file_has_its_code",
     ),
     Mutant(
         "digests are not compared",
         "cache/manifest.py",
-        "        elif deep and (found := sha256_file(path, progress=progress)) != entry.sha256:",
-        "        elif deep and (found := sha256_file(path, progress=progress)) == '':",
+        "        elif found != entry.sha256:",
+        "        elif found == '':",
         f"{P}/test_p03_flipped_bits.py::test_every_flipped_bit_is_found_by_verify",
     ),
     Mutant(
@@ -207,8 +221,8 @@ MUTANTS = [
     Mutant(
         "links are followed",
         "cache/manifest.py",
-        "        status = path.lstat()\n        if not stat.S_ISREG(status.st_mode):\n            yield",
-        "        status = path.stat()\n        if not stat.S_ISREG(status.st_mode):\n            yield",
+        "status = path.lstat()\n                whole",
+        "status = path.stat()\n                whole",
         f"{P}/test_p04_wrong_files.py::test_each_harm_to_each_file_has_its_code",
     ),
     Mutant(

@@ -110,7 +110,7 @@ def main(folder: Path, verb: str, growing: bool) -> None:
                 seen.append(f"{point}: published before it was whole")
         if in_child(work) != 0:
             seen.append(f"{point}: did not go on")
-        found = {name: one for name, one in tree(target).items() if ".partial-" not in name}
+        found = tree(target)
         if found != wanted:
             seen.append(f"{point}: {sorted(found.items() ^ wanted.items())}")
         if verb == "pull" and [p.name for p in here.parent.iterdir()] != ["toys"]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +12,7 @@ from cache import objects
 from cache.digest import canonical_json
 from cache.errors import CkdError, RemoteError
 from cache.manifest import Entry
-from cache.remote import locate
+from cache.remote import locate, open_remote
 from cache.store import Store
 from cache.transfer import partial
 from pipeline.build import build
@@ -280,3 +282,23 @@ def test_an_answer_that_is_no_manifest_is_an_error_of_ours(published, tmp_path):
     fake.objects["shared/toys/plan/manifest.json"] = canonical_json({"a": Path("b").name}) + b"\n"
     with pytest.raises(CkdError):
         pulled(place, tmp_path / "toys")
+
+
+@pytest.mark.parametrize("address", ["minio.corp:9000", ""])
+def test_an_address_without_http_is_told_by_its_variable(kept, monkeypatch, address):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+    message = refused("share.bad_endpoint", lambda: open_remote(locate("s3://shared/toys")))
+    assert message.startswith(f"AWS_ENDPOINT_URL: {address!r} is no address")
+
+
+def test_settings_that_boto3_cannot_make_keys_of_are_one_sentence(kept, tmp_path, monkeypatch):
+    """A region and no keys: boto3 is asked for them, and finds none."""
+    (tmp_path / "config").write_text("[default]\nregion = eu-central-1\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_SKIP_SIGNATURE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    boto3 = SimpleNamespace(Boto3CredentialProvider=lambda: (_ for _ in ()).throw(ValueError))
+    monkeypatch.setitem(sys.modules, "obstore.auth.boto3", boto3)
+    refused("remote.denied", lambda: open_remote(locate("s3://shared/toys")))

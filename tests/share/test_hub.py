@@ -15,7 +15,7 @@ from cache import hub
 from cache.errors import RemoteError
 from cache.hub import HubRemote
 from cache.mirror import open_mirror
-from cache.remote import locate
+from cache.remote import locate, open_remote
 from pipeline.share import pull, push
 from pipeline.sign import sign_store
 from tests.fakes import tree
@@ -213,3 +213,15 @@ def test_a_signature_is_in_the_same_commit_and_a_new_one_makes_one_more(store, a
     assert len(api.commits) == 3
     changed = {name for name, data in api.commits[2].items() if api.commits[1][name] != data}
     assert changed == {"v1/signature.json"}
+
+
+def test_a_name_that_the_hub_does_not_allow_is_told_before_it_is_asked(kept):
+    message = refused("share.bad_url", lambda: open_remote(locate("hf://datasets/me/bad..name")))
+    assert "OWNER/NAME was expected" in message
+
+
+def test_what_a_killed_reader_left_goes_with_the_next_one(api, store, kept, tmp_path):
+    push(store.path, locate(URL), (), silent)
+    (kept / ".partial-hub-left").mkdir(parents=True)
+    pull(locate(URL), tmp_path / "copy", (), silent)
+    assert list(kept.glob(".partial-*")) == []

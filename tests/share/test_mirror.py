@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from cache.errors import StoreError, UsageError
+import cache.transfer
+from cache.errors import RemoteError, StoreError, UsageError
 from cache.mirror import Shards, open_mirror
 from cache.remote import locate
 from cache.store import Store
@@ -196,3 +198,61 @@ def test_stale_parts_of_dead_processes_leave(store, place, kept):
         os.utime(path, (then, then))
     opened(place).scores("one")[0]
     assert [p.name for p in (kept / "shards").iterdir() if p.name[0] == "."] == [".partial-new"]
+
+
+def test_files_that_vanish_while_room_is_made_are_nobodys_trouble(store, place, kept, monkeypatch):
+    """Other processes lock, fetch and make room in the same folder."""
+    pushed(store, place)
+    reader = opened(place).scores("one")
+    real = Path.iterdir
+
+    def seen(folder):
+        yield from real(folder)
+        if folder.name == "shards":
+            yield folder / ".lock-gone"
+            yield folder / "gone"
+
+    monkeypatch.setattr(Path, "iterdir", seen)
+    np.testing.assert_array_equal(reader[0], store.scores("one")[0])
+
+
+def test_a_shard_that_is_driven_out_is_brought_again(store, place, kept):
+    pushed(store, place)
+    mirror = opened(place)
+    reader = mirror.scores("one")
+    reader._max_maps = 1
+    for _ in range(2):
+        for shard in (0, 1):  # each touch asks for the file, which somebody has removed
+            np.testing.assert_array_equal(
+                reader[shard * reader.layout.per_shard],
+                store.scores("one")[shard * reader.layout.per_shard],
+            )
+            shutil.rmtree(kept / "shards")
+
+
+def test_a_first_opening_that_broke_off_goes_on_from_there(store, place, kept, monkeypatch):
+    pushed(store, place)
+    asked, real = [], cache.transfer.fetch
+
+    def failing(remote, name, *more):
+        if name == "plan/plan.parquet":
+            raise RemoteError("the connection ended.", code="remote.cut")
+        return fetching(remote, name, *more)
+
+    def fetching(remote, name, *more):
+        asked.append(name)
+        return real(remote, name, *more)
+
+    monkeypatch.setitem(cache.transfer.run_jobs.__kwdefaults__, "workers", 1)
+    monkeypatch.setattr(cache.transfer, "fetch", failing)
+    with pytest.raises(RemoteError):
+        opened(place)
+    first = {*asked}
+    assert {"dataset/items.parquet", "dataset/sequences.parquet"} <= first
+    monkeypatch.setattr(cache.transfer, "fetch", fetching)
+    asked.clear()
+    opened(place)
+    assert "plan/plan.parquet" in asked
+    assert first.isdisjoint(asked)
+    (folder,) = (kept / "mirrors").iterdir()
+    assert [p.name for p in folder.iterdir()] == [place.url.rpartition("/")[2]]

@@ -6,23 +6,28 @@ import io
 import json
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
 
+import cache.dataset
 from cache.dataset import open_dataset
 from cache.describe import describe
 from cache.digest import canonical_json, sha256_bytes
 from cache.errors import CkdError, RemoteError, StoreError, UsageError
+from cache.outline import outline_here
 from cache.remote import locate
 from cache.store import Store
+from cache.transfer import partial
 from cache.verify import verify
 from pipeline.build import build
 from pipeline.ingest import ingest
-from pipeline.share import Moved, merge, pull, push
+from pipeline.share import Moved, merge, pull, push, stage_of
 from tests.fakes import TableTeacher, tiny_dataset, tiny_plan, tiny_store, tree
 from tests.share.conftest import Place
 
@@ -533,3 +538,40 @@ def test_a_url_that_will_not_do_is_refused_without_a_secret(text, code):
 def test_a_dataset_is_never_taken_for_a_store(kept, tmp_path):
     dataset = tiny_dataset(tmp_path / "data")
     refused("store.missing", lambda: pull(locate(str(dataset.path)), tmp_path / "x", (), silent))
+
+
+def test_what_an_earlier_pull_has_fetched_need_not_fit_again(store, place, tmp_path, monkeypatch):
+    """All but ten bytes of each file are here; there is room for half of all."""
+    pushed(store, place)
+    target = tmp_path / "toys"
+    files = [file for part in outline_here(store).parts for file in part.files]
+    stage_of(target).mkdir()
+    for name, entry in files:
+        part = partial(stage_of(target), name, entry)
+        part.write_bytes((store.path / name).read_bytes()[: max(0, entry.size - 10)])
+    half = sum(entry.size for _, entry in files) // 2
+    free = SimpleNamespace(total=0, used=0, free=half)
+    monkeypatch.setattr("cache.transfer.shutil.disk_usage", lambda _: free)
+    pulled(place, target)
+    assert tree(target) == tree(store.path)
+
+
+def test_a_killed_merge_leaves_nothing_once_it_was_run_again(store, tmp_path):
+    shutil.copytree(store.path, tmp_path / "mine")
+    shutil.rmtree(tmp_path / "mine" / "scores" / "one")
+    pid = os.fork()
+    if not pid:
+        cache.dataset.shutil.copyfile = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+        merge(tmp_path / "mine", store.path, silent)
+    assert os.waitpid(pid, 0)[1] == signal.SIGKILL
+    assert len(list((tmp_path / "mine" / "scores").glob(".partial-one-*"))) == 1
+    assert merge(tmp_path / "mine", store.path, silent) == ["one"]
+    assert tree(tmp_path / "mine") == tree(store.path)
+
+
+@pytest.mark.parametrize("extends", ["\x1b[31mRED", 7])
+def test_a_plan_that_goes_on_from_no_digest_is_refused(store, extends):
+    """It would be printed."""
+    path = store.path / "plan" / "manifest.json"
+    path.write_bytes(resealed(path.read_bytes(), lambda m: m["settings"].update(extends=extends)))
+    refused("store.inconsistent", lambda: Store.open(store.path))
