@@ -7,6 +7,7 @@ the set's name carries. Where old rows are nowhere, old texts are encoded too, s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ from pipeline.grow import Growth
 from teachers.text import Progress, TextSettings, encode_texts, keep_vectors, named
 
 __all__ = ["Source", "carry", "find_source"]
+
+_OF_PICTURES = re.compile(r".*-image-[0-9a-f]{12}")  # as teachers/images.py names what it makes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +59,13 @@ def find_source(
     old = next((one for one in beside if name in list_vectors(one)), None)
     if name in list_vectors(growth.new):
         return Source(name=name, old=old, later=growth.new, encoder=None)
+    if _OF_PICTURES.fullmatch(name):
+        raise UsageError(
+            f"{growth.new.path}: has no vectors {name!r}, which the teacher reads and which were made of pictures, and "
+            "those of new items cannot be added to them; tune a teacher on the later dataset by "
+            "`kd-teacher tune unim2rec --pictures`, or extend one that was tuned with --image-vectors.",
+            code="extend.no_vectors",
+        )
     asked = text or TextSettings(pooling="cls" if "-cls-" in name else "mean")
     try:
         folder, made_by, found = named(asked)

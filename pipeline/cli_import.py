@@ -9,6 +9,7 @@ import typer
 
 from cache.errors import UsageError
 from pipeline import console, teach, teach_recformer
+from pipeline.teacher_options import check_known
 from teachers.folder import CONFIG
 from teachers.recformer_weights import OFFICIAL_TOKENIZER
 
@@ -16,6 +17,7 @@ __all__ = ["import_command"]
 
 
 def import_command(
+    context: typer.Context,
     file: Annotated[
         Path,
         typer.Argument(help="An official checkpoint: UniSRec-FHCKM-300.pth, recformer_ckpt.bin."),
@@ -26,11 +28,13 @@ def import_command(
     teacher: Annotated[
         Literal["unisrec", "recformer"], typer.Option(help="Whose checkpoint it is.")
     ] = "unisrec",
-    text: Annotated[
-        str, typer.Option(help="recformer: whose tokenizer, a local folder or a hub name.")
+    tokenizer: Annotated[
+        str,
+        typer.Option("--text", help="recformer: whose tokenizer, a local folder or a hub name."),
     ] = OFFICIAL_TOKENIZER,
 ) -> None:
     """Bring an official pre-trained checkpoint in; no code of the file ever runs."""
+    check_known(context, teacher)
     folder = out or Path("pretrained") / teacher
     if (folder / CONFIG).exists():
         raise UsageError(
@@ -38,7 +42,7 @@ def import_command(
             code="teacher.exists",
         )
     if teacher == "recformer":
-        teach_recformer.import_official(file, folder, tokenizer=text)
+        teach_recformer.import_official(file, folder, tokenizer=tokenizer)
         tuning = ""
     else:
         teach.import_official(file, folder)

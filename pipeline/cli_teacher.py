@@ -350,15 +350,18 @@ def _progress(folder: Path) -> Iterator[console.Report]:
     begun = (folder / CHECKPOINT).is_file()
     if begun:
         console.note(f"{folder}: goes on from its last whole epoch")
-    told = ""
+    told, heard = "", not begun
     with console.progress(folder.name) as report:
 
         def watch(done: float, total: float, text: str = "") -> None:
-            nonlocal told
-            if text.startswith("loss ") and text != told:
-                if told or not begun:  # what was told before the stop is not told again
+            nonlocal told, heard
+            if "loss " in text and text != told:
+                if (
+                    heard
+                ):  # the first report of a run that goes on has what was told before the stop
                     console.log(f"{folder}: epoch {int(done)}, {text}")
                 told = text
+            heard = True
             report(done, total, text)
 
         yield watch

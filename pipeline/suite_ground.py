@@ -6,6 +6,7 @@ Everything is made from a seed in a few milliseconds.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from cache.dataset import Dataset, open_dataset, write_dataset
 from cache.store import Store
 from pipeline.curriculum import PlanSettings, make_plan
 
-__all__ = ["shop_dataset", "shop_store"]
+__all__ = ["changed_from", "shop_dataset", "shop_store"]
 
 
 def shop_dataset(path: Path, *, users: int = 40, items: int = 24, held_out: int = 0) -> Dataset:
@@ -50,6 +51,18 @@ def shop_dataset(path: Path, *, users: int = 40, items: int = 24, held_out: int 
     ids = pa.array([f"u{row}" for row in range(users)])
     write_dataset(path, items=table, user_ids=ids, flat=sequence, offsets=offsets, max_length=6)
     return open_dataset(path)
+
+
+def changed_from(dataset: Dataset, end: int) -> Dataset:
+    """The same in memory, but with another user's items from position `end` of each training part on.
+
+    How often each item stands in training parts stays as it was: a teacher may know that.
+    """
+    within = np.arange(len(dataset.flat)) - np.repeat(dataset.offsets[:-1], dataset.lengths)
+    later = (within >= end) & (within < np.repeat(dataset.train_lengths, dataset.lengths))
+    flat = dataset.flat.copy()
+    flat[later] = np.roll(flat[later], np.count_nonzero(later) // 2)
+    return replace(dataset, flat=flat)
 
 
 def shop_store(path: Path, dataset: Dataset | None = None, *, batch_size: int = 16) -> Store:

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from cache.atomic import check_writable
 from cache.dataset import Dataset
 from cache.errors import UsageError
 from cache.vectors import read_vectors, vectors_manifest
@@ -26,6 +25,7 @@ from pipeline.teach_checks import (
     CHECKPOINT,
     check_length,
     check_pretrained,
+    check_sources,
     check_tunable,
     check_vectors,
     check_whitening,
@@ -156,8 +156,11 @@ def pretrain(
     """Pre-train a UniSRec on several source domains into `out`; returns its configuration.
 
     The order of the sources does not matter.
+
+    Raises:
+        UsageError: ``teacher.exists``, ``pretrain.no_users``.
     """
-    check_writable(out)
+    check_sources(datasets, out)
     datasets = sorted(datasets, key=lambda dataset: dataset.digest)
     pairs = []
     for dataset in datasets:

@@ -17,6 +17,8 @@ from cache.digest import canonical_json
 from cache.errors import StoreError, UsageError
 from cache.identity import difference
 from cache.vectors import vectors_manifest
+from pipeline.trajectory import Way
+from teachers import recformer_tune
 from teachers.folder import CONFIG, load_folder, read_config
 from teachers.weights import OFFICIAL
 
@@ -24,6 +26,7 @@ __all__ = [
     "CHECKPOINT",
     "check_length",
     "check_pretrained",
+    "check_sources",
     "check_tunable",
     "check_vectors",
     "check_whitening",
@@ -40,7 +43,8 @@ def check_tunable(dataset: Dataset, out: Path, start: Path | None, freeze_encode
     """Refuse what can be known before any vectors are made.
 
     Raises:
-        UsageError: ``tune.nothing_to_validate``, ``tune.nothing_to_freeze``; DiskError: `out` is not writable.
+        UsageError: ``tune.nothing_to_validate``, ``tune.no_users``, ``tune.nothing_to_freeze``; DiskError: `out` is not
+            writable.
     """
     if not len(dataset.held_out("valid")[0]):
         raise UsageError(
@@ -48,12 +52,38 @@ def check_tunable(dataset: Dataset, out: Path, start: Path | None, freeze_encode
             "ingest more of the log.",
             code="tune.nothing_to_validate",
         )
+    if not _trains(dataset):
+        raise UsageError(
+            f"{dataset.path}: no user has two items to train on beside the two that are held out; "
+            "ingest more of the log.",
+            code="tune.no_users",
+        )
     if freeze_encoder and start is None:
         raise UsageError(
             "--freeze-encoder keeps what pre-training learnt; name it with --from.",
             code="tune.nothing_to_freeze",
         )
     check_writable(out)
+
+
+def check_sources(datasets: Sequence[Dataset], out: Path) -> None:
+    """Refuse sources that hold nothing to learn from, before any vectors are made.
+
+    Raises:
+        UsageError: ``pretrain.no_users``; DiskError: `out` is not writable.
+    """
+    if not any(map(_trains, datasets)):
+        raise UsageError(
+            f"{', '.join(str(dataset.path) for dataset in datasets)}: no user has two items to train on; "
+            "hand in larger sources with --data.",
+            code="pretrain.no_users",
+        )
+    check_writable(out)
+
+
+def _trains(dataset: Dataset) -> bool:
+    """Whether anybody has a history and a target."""
+    return bool((dataset.train_lengths >= 2).any())
 
 
 def check_pretrained(start: Path, config: dict[str, Any], kind: str, title: str) -> None:
@@ -159,7 +189,10 @@ def finished(out: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
             code="teacher.exists",
         )
     load_folder(out)  # if it is damaged, that is said now
-    (out / CHECKPOINT).unlink(missing_ok=True)  # of a process that was killed in between
+    # of a process that was killed in between
+    for file in recformer_tune.checkpoints(out / CHECKPOINT):
+        file.unlink(missing_ok=True)
+    Way(out, 0, {}).forget()
     return config
 
 

@@ -17,18 +17,24 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from cache.atomic import check_writable
 from cache.dataset import Dataset
 from pipeline.console import Report
 from pipeline.evaluate import ranks_of_targets
 from pipeline.metrics import Metrics, metrics_of_ranks
-from pipeline.teach_checks import CHECKPOINT, check_pretrained, check_tunable, finished, flat
+from pipeline.teach_checks import (
+    CHECKPOINT,
+    check_pretrained,
+    check_sources,
+    check_tunable,
+    finished,
+    flat,
+)
 from teachers import recformer_pretrain, recformer_tune
 from teachers.folder import read_config
 from teachers.recformer import Recformer, encode
 from teachers.recformer_start import start as start_from
 from teachers.recformer_teacher import load_recformer, save_recformer
-from teachers.recformer_tokens import ItemTokens, Limits, Vocabulary, tokenise_items
+from teachers.recformer_tokens import ItemTokens, Limits, Vocabulary, attributes_of, tokenise_items
 from teachers.recformer_weights import import_recformer as import_official
 from teachers.trainer import Recipe
 
@@ -82,7 +88,8 @@ def tune(
     )
     if (done := finished(out, identity)) is not None:
         return done
-    items = tokenise_items(dataset, vocabulary, reading.limits)
+    attributes = attributes_of(dataset)
+    items = tokenise_items(dataset, vocabulary, reading.limits, attributes)
     model.to(device)
     checkpoint = out / CHECKPOINT
     trained = recformer_tune.tune(
@@ -105,6 +112,7 @@ def tune(
         trained.weights,
         vocabulary=vocabulary,
         limits=reading.limits,
+        attributes=attributes,  # items that come later may have others
         stage="tuned",
         dataset=dataset.digest,
         identity=identity,
@@ -139,7 +147,7 @@ def pretrain(
     Raises:
         UsageError: ``teacher.exists``, ``pretrain.no_users``, or what :func:`teachers.recformer_start.start` raises.
     """
-    check_writable(out)
+    check_sources(datasets, out)
     datasets = sorted(datasets, key=lambda dataset: dataset.digest)
     torch.manual_seed(recipe.seed)
     begun = start_from(reading.text, reading.limits, dropout=reading.dropout, with_head=True)

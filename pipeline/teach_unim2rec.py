@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cache.atomic import check_writable
 from cache.dataset import Dataset
 from cache.errors import StoreError, UsageError
 from cache.vectors import list_vectors, read_vectors, vectors_manifest
@@ -26,6 +25,7 @@ from pipeline.teach import train_on_sources, train_on_target
 from pipeline.teach_checks import (
     check_length,
     check_pretrained,
+    check_sources,
     check_tunable,
     check_vectors,
     check_whitening,
@@ -187,13 +187,12 @@ def pretrain(
     The order of the sources does not matter.
 
     Args:
-        word_drop: share of words that the second view drops; where a source's texts came as vectors no word can be
-            dropped, so such a source keeps its vectors and the view differs by dropout alone.
+        word_drop: share of words that the second view drops; vectors that came as such have none.
 
     Raises:
-        UsageError: ``teacher.exists``; StoreError: ``pretrain.widths`` where sources differ.
+        UsageError: ``teacher.exists``, ``pretrain.no_users``; StoreError: ``pretrain.widths`` where sources differ.
     """
-    check_writable(out)
+    check_sources([dataset for dataset, _ in datasets], out)
     pairs = sorted(datasets, key=lambda pair: pair[0].digest)
     found = [_seen(*pair, word_drop, device, report) for pair in pairs]
     text_width = _common_width("text", [(one.path, one.text) for one in found])
@@ -280,10 +279,9 @@ def _seen(
     dataset: Dataset, modalities: Modalities, word_drop: float, device: str, report: Report
 ) -> _Seen:
     """A source's texts, those with words dropped, and its images if it has any."""
-    text = dropped = _texts(dataset, modalities, device, report)
-    if modalities.text_vectors is None:
-        view = replace(modalities, text=replace(modalities.text, word_drop=word_drop))
-        dropped = _texts(dataset, view, device, report)
+    text = _texts(dataset, modalities, device, report)
+    view = replace(modalities, text=replace(modalities.text, word_drop=word_drop))
+    dropped = _texts(dataset, view, device, report)
     named = modalities.pictures is not None or modalities.image_vectors is not None
     if named or _IMAGES in list_vectors(dataset):
         return _Seen(str(dataset.path), text, dropped, _images(dataset, modalities, device, report))

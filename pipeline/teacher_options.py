@@ -83,6 +83,7 @@ _ONLY: dict[str, tuple[Kind, ...]] = {
     **dict.fromkeys(("mode", "freeze_encoder", "adaptor_dropout", "keep_trajectory"), _VECTORS),
     **dict.fromkeys(("pooling", "vectors", "whiten", "word_drop", "item_drop"), _VECTORS),
     **dict.fromkeys(("attribute_tokens", "history_items", "history_tokens"), ("recformer",)),
+    "tokenizer": ("recformer",),
     **dict.fromkeys(("second_epochs", "user_limit", "word_weight"), ("recformer",)),
 }
 
@@ -113,7 +114,8 @@ def check_known(context: typer.Context, teacher: Kind) -> None:
     for name in context.params:
         source = context.get_parameter_source(name)
         if teacher not in _ONLY.get(name, (teacher,)) and source and source.name == "COMMANDLINE":
-            option = {"user_limit": "--limit"}.get(name, f"--{name.replace('_', '-')}")
+            other_names = {"user_limit": "--limit", "tokenizer": "--text"}
+            option = other_names.get(name, f"--{name.replace('_', '-')}")
             raise UsageError(
                 f"{option} is of {' and '.join(_ONLY[name])}, and means nothing to {teacher}; leave it away.",
                 code="teacher.other_option",

@@ -44,7 +44,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict) or not {"teacher", "weights"} <= config.keys():
         raise StoreError(

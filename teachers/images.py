@@ -170,14 +170,24 @@ def image_vectors(
     preparing = Preprocessing.read(folder)
     paths = ["" if one is None else str(one) for one in dataset.items["image"].to_pylist()]
     marks = [_mark(pictures.folder, path) for path in paths]
+    parts = {
+        "weights": sorted(folder.glob("*.safetensors")),
+        "config": [folder / "config.json", folder / _PREPROCESSOR],
+    }
+    try:
+        digests = {
+            key: sha256_bytes(*(sha256_file(path).encode() for path in files))
+            for key, files in parts.items()
+        }
+    except OSError as error:
+        raise InputError(
+            f"{folder}: {Path(str(error.filename)).name} cannot be read ({error.strerror}); "
+            "complete the model or name another with --image.",
+            code="image.unreadable",
+        ) from error
     made_by = {
         "model": Path(pictures.model).name,
-        "weights": sha256_bytes(
-            *(sha256_file(path).encode() for path in sorted(folder.glob("*.safetensors")))
-        ),
-        "config": sha256_bytes(
-            *(sha256_file(folder / name).encode() for name in ("config.json", _PREPROCESSOR))
-        ),
+        **digests,
         "pictures": sha256_bytes("\n".join(marks).encode()),
     }
     mark = sha256_bytes(canonical_json(made_by)).removeprefix("sha256:")[:12]
@@ -271,7 +281,7 @@ def _encode(
 
 def _tower(folder: Path) -> Any:
     auto = "AutoModel"
-    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):
+    with contextlib.suppress(OSError, ValueError, AttributeError, TypeError, RecursionError):
         config = json.loads((folder / "config.json").read_bytes())
         if "CLIPVisionModelWithProjection" in config.get("architectures", ()):
             auto = "CLIPVisionModelWithProjection"

@@ -3,7 +3,8 @@
 Sequence-item: a sequence's state against the batch's target items, of all domains mixed. Sequence-sequence, weighted
 1e-3: against the batch's augmented sequences (items dropped, or words dropped from the texts). Two deviations from the public
 code, on purpose: items that equal the positive leave the denominator (there they stay in as exp(0)), and a dropped item is
-gone (there it may overwrite a neighbour). Feature vectors are read as memory maps: the sources need not fit into memory.
+gone (there it may overwrite a neighbour). Feature vectors are read row by row, so those that are not whitened may stay on disk
+as memory maps; whitened ones are arrays, two of each source.
 """
 
 from __future__ import annotations

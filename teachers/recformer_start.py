@@ -27,6 +27,7 @@ from teachers.text import locate
 
 __all__ = ["Start", "start"]
 
+_EPS = 1e-12  # of a configuration that does not say it, as transformers has it for all these kinds
 _KINDS = ("bert", "roberta", "xlm-roberta", "camembert", "longformer")
 _PREFIXES = ("", "bert.", "roberta.", "longformer.")
 _WORDS = "embeddings.word_embeddings.weight"
@@ -77,15 +78,23 @@ def start(
     config = _config(folder)
     vocabulary = Vocabulary.load(str(folder))
     found = _tensors(folder)
-    architecture = replace(
-        _architecture(folder, config, found, limits, vocabulary),
-        window=window,
-        dropout=dropout,
-        attention_dropout=dropout,
-        item_positions=limits.items + 1,
-    )
-    architecture.check(limits)
-    model = Recformer(architecture, with_head=with_head, items=items)
+    try:
+        architecture = replace(
+            _architecture(folder, config, found, limits, vocabulary),
+            window=window,
+            dropout=dropout,
+            attention_dropout=dropout,
+            item_positions=limits.items + 1,
+        )
+        architecture.check(limits)
+        model = Recformer(architecture, with_head=with_head, items=items)
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError) as error:
+        raise InputError(
+            f"{folder}: its config.json describes no model that can be made "
+            f"({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
+            "fetch the model again or name another.",
+            code="start.unreadable",
+        ) from error
     state = model.state_dict()
     _fill(folder, state, found, architecture, is_bert=config["model_type"] == "bert")
     model.load_state_dict(state)
@@ -97,7 +106,7 @@ def start(
 def _config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"{folder}: has no config.json that can be read ({type(error).__name__}); "
             "fetch the model again or name another.",
@@ -174,7 +183,7 @@ def _architecture(
         inner=int(config["intermediate_size"]),
         positions=max(rows, limits.tokens) + vocabulary.pad + 1,
         pad=vocabulary.pad,
-        eps=float(config["layer_norm_eps"]),
+        eps=float(config.get("layer_norm_eps", _EPS)),
     )
 
 

@@ -26,10 +26,10 @@ from cache.atomic import put
 from cache.dataset import Dataset, Ints
 from cache.digest import sha256_bytes
 from cache.errors import StoreError, UsageError
-from teachers.folder import load_folder, quality_of, save_folder
+from teachers.folder import CONFIG, load_folder, quality_of, save_folder
 from teachers.protocol import Floats
 from teachers.recformer import Architecture, Recformer, encode
-from teachers.recformer_tokens import ItemTokens, Limits, Vocabulary, tokenise_items
+from teachers.recformer_tokens import ATTRIBUTES, ItemTokens, Limits, Vocabulary, tokenise_items
 from teachers.trainer import bfloat16_is_fast
 from teachers.unisrec_teacher import rows_tuned_on
 
@@ -50,6 +50,7 @@ class RecformerFolder:
     architecture: Architecture
     vocabulary: Vocabulary
     limits: Limits
+    attributes: tuple[str, ...]  #: read of any item; none where the folder leaves it to the dataset
     config: dict[str, Any]
     digest: str
 
@@ -103,7 +104,7 @@ def load_recformer(folder: Path) -> RecformerFolder:
 
     Raises:
         UsageError: ``teacher.missing``, ``teacher.other_kind``; StoreError: ``teacher.damaged`` when weights or
-            tokenizer are not those that were sealed.
+            tokenizer are not those that were sealed, or the configuration describes no Recformer.
     """
     weights, config, digest = load_folder(folder)
     if config["teacher"] != "recformer":
@@ -113,21 +114,36 @@ def load_recformer(folder: Path) -> RecformerFolder:
         )
     path = folder / _TOKENIZER
     text = path.read_bytes() if path.is_file() else b""
-    ids = dict(config["vocabulary"])
-    expected = ids.pop("text")
-    if sha256_bytes(text) != expected:
-        raise StoreError(
-            f"{path}: {expected[:19]} expected, {sha256_bytes(text)[:19]} found; "
-            f"remove {folder} and make the teacher again.",
-            code="teacher.damaged",
+    try:
+        ids = dict(config["vocabulary"])
+        expected = str(ids.pop("text"))
+        if sha256_bytes(text) != expected:
+            raise StoreError(
+                f"{path}: {expected[:19]} expected, {sha256_bytes(text)[:19]} found; "
+                f"remove {folder} and make the teacher again.",
+                code="teacher.damaged",
+            )
+        attributes = tuple(config.get("attributes", ()))
+        if not set(attributes) <= set(ATTRIBUTES):
+            raise ValueError("an attribute that no item has")
+        return RecformerFolder(
+            weights=weights,
+            architecture=Architecture(**config["architecture"]),
+            vocabulary=Vocabulary(text=text.decode(), **ids),
+            limits=Limits(**config["limits"]),
+            attributes=attributes,
+            config=config,
+            digest=digest,
         )
-    return RecformerFolder(
-        weights=weights,
-        architecture=Architecture(**config["architecture"]),
-        vocabulary=Vocabulary(text=text.decode(), **ids),
-        limits=Limits(**config["limits"]),
-        config=config,
-        digest=digest,
+    except (KeyError, TypeError, ValueError) as error:
+        raise _undescribed(folder, error) from error
+
+
+def _undescribed(folder: Path, error: Exception) -> StoreError:
+    return StoreError(
+        f"{folder / CONFIG}: does not describe the weights beside it ({type(error).__name__}); "
+        f"remove {folder} and make the teacher again.",
+        code="teacher.damaged",
     )
 
 
@@ -141,6 +157,7 @@ class RecformerTeacher:
         self._model = loaded.model().eval().to(device)
         self._vocabulary = loaded.vocabulary
         self._limits = loaded.limits
+        self._attributes = loaded.attributes
         self._dataset = str(loaded.config["dataset"])
         self._items: tuple[str, ItemTokens] | None = None
         self._extended: tuple[str, Tensor] = ("", torch.empty(0))
@@ -153,16 +170,22 @@ class RecformerTeacher:
         """The tuned teacher in `folder`, on the GPU if there is one.
 
         Raises:
-            UsageError: ``teacher.not_tuned``, or what :func:`load_recformer` raises.
+            UsageError: ``teacher.not_tuned``; StoreError: ``teacher.damaged``; or what :func:`load_recformer` raises.
         """
         loaded = load_recformer(folder)
-        if loaded.config["stage"] != "tuned":
-            raise UsageError(
-                f"{folder}: holds a pre-trained teacher that knows no target domain; "
-                f"run `kd-teacher tune recformer --from {folder}`.",
-                code="teacher.not_tuned",
-            )
-        return cls(loaded, "cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            if loaded.config["stage"] != "tuned":
+                raise UsageError(
+                    f"{folder}: holds a pre-trained teacher that knows no target domain; "
+                    f"run `kd-teacher tune recformer --from {folder}`.",
+                    code="teacher.not_tuned",
+                )
+            return cls(loaded, device)
+        except torch.OutOfMemoryError:  # of the GPU, which tells nothing of the folder
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise _undescribed(folder, error) from error
 
     def encode_items(self, dataset: Dataset) -> Floats:
         """[V, D] unit vectors."""
@@ -190,7 +213,7 @@ class RecformerTeacher:
 
     def _tokens(self, dataset: Dataset) -> ItemTokens:
         if self._items is None or self._items[0] != dataset.digest:
-            found = tokenise_items(dataset, self._vocabulary, self._limits)
+            found = tokenise_items(dataset, self._vocabulary, self._limits, self._attributes)
             self._items = dataset.digest, found
         return self._items[1]
 

@@ -1,17 +1,18 @@
 """What Recformer reads: the flattened attributes of items, most recent item first, as flat arrays of token ids.
 
-An item is up to three attributes in the order title, brand, category, description (those that the dataset has); an
-attribute is the tokens of its name, then of its value, cut to 32 together. An attribute without a value is left out;
-an item without any keeps the name of the first, so that no item is empty. A sequence is the tokenizer's first token
-(`<s>`, `[CLS]`), then items with nothing between them, at most 50, cut hard at `tokens`. (arXiv 2305.13731, section
-2.1.) Works with any fast tokenizer of `transformers`; what it needs is one JSON text, so a teacher's folder brings
-its own. Items are tokenised once (some 0.15 ms each), 6 bytes a token; histories are put together by numpy alone.
+An item is up to three attributes in the order title, brand, category, description (those that the dataset has, or had
+when the teacher was tuned); an attribute is the tokens of its name, then of its value, cut to 32 together. An attribute
+without a value is left out; an item without any keeps the name of the first, so that no item is empty. A sequence is the
+tokenizer's first token (`<s>`, `[CLS]`), then items with nothing between them, at most 50, cut hard at `tokens`. (arXiv
+2305.13731, section 2.1.) Works with any fast tokenizer of `transformers`; what it needs is one JSON text, so a teacher's
+folder brings its own. Items are tokenised once (some 0.15 ms each), 6 bytes a token; histories are put together by numpy alone.
 Legend: V items, M their tokens, n histories, N tokens of some histories.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,14 +24,23 @@ from cache.digest import sha256_bytes
 from cache.errors import InputError, UsageError
 from teachers.text import MINILM, locate
 
-__all__ = ["ItemTokens", "Limits", "Sequences", "Tokens", "Vocabulary", "tokenise_items"]
+__all__ = [
+    "ATTRIBUTES",
+    "ItemTokens",
+    "Limits",
+    "Sequences",
+    "Tokens",
+    "Vocabulary",
+    "attributes_of",
+    "tokenise_items",
+]
 
 Longs = NDArray[np.int64]
 
 #: types of tokens, as the official checkpoints have them; the fourth is padding, which does not occur
 FIRST, NAME, VALUE = 0, 1, 2
 
-_ATTRIBUTES = ("title", "brand", "category", "description")
+ATTRIBUTES = ("title", "brand", "category", "description")
 _MOST = 3
 
 
@@ -191,8 +201,19 @@ class Sequences:
         )
 
 
-def tokenise_items(dataset: Dataset, vocabulary: Vocabulary, limits: Limits) -> ItemTokens:
+def attributes_of(dataset: Dataset) -> tuple[str, ...]:
+    """The attributes that are read where nothing else is said: the first three that any item has."""
+    present = [name for name in ATTRIBUTES if any(dataset.items[name].to_pylist())]
+    return tuple(present[:_MOST]) or ATTRIBUTES[:1]
+
+
+def tokenise_items(
+    dataset: Dataset, vocabulary: Vocabulary, limits: Limits, attributes: Sequence[str] = ()
+) -> ItemTokens:
     """The tokens of all items of a dataset.
+
+    Args:
+        attributes: those that are read; by default :func:`attributes_of` the dataset.
 
     Raises:
         InputError: ``tokens.unreadable`` where the vocabulary's text is no tokenizer.
@@ -209,9 +230,10 @@ def tokenise_items(dataset: Dataset, vocabulary: Vocabulary, limits: Limits) -> 
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # a title may well say "[MASK]"
-    columns = {name: dataset.items[name].to_pylist() for name in _ATTRIBUTES}
-    present = [name for name, column in columns.items() if any(column)][:_MOST] or ["title"]
-    found = [_attribute(tokenizer, name, columns[name], limits.attribute) for name in present]
+    found = [
+        _attribute(tokenizer, name, dataset.items[name].to_pylist(), limits.attribute)
+        for name in attributes or attributes_of(dataset)
+    ]
     _name_the_empty(found)
     counts_VA = np.stack([one.counts for one in found], axis=1)
     begins = np.cumsum(counts_VA).reshape(counts_VA.shape) - counts_VA

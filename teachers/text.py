@@ -240,6 +240,15 @@ def encode_texts(
     # RoBERTa's last two positions are not for texts: the tokenizer knows
     max_length = min(settings.max_length, room, int(tokenizer.model_max_length))
     tokens: list[list[int]] = tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]
+    pad = tokenizer.pad_token_id or 0
+    known = getattr(shape, "vocab_size", None)
+    # before it is asked: a GPU that is asked for a row that is not there answers nothing more
+    if known is not None and (most := max(map(max, [[pad], *filter(None, tokens)]))) >= known:
+        raise InputError(
+            f"{folder}: its tokenizer gives the token {most:,}, its weights know {known:,}; "
+            "fetch it again or name another with --text.",
+            code="text.unreadable",
+        )
     lengths = np.array([len(ids) for ids in tokens], np.int64)
     total = int(lengths.sum())
     width_of_all = shape.hidden_size
@@ -247,7 +256,6 @@ def encode_texts(
         width_of_all = model.config.projection_dim
     out_VD = np.empty((len(texts), int(width_of_all)), np.float32)
     done = 0
-    pad = tokenizer.pad_token_id or 0
     for rows in _alike(lengths):
         width = int(lengths[rows].max())
         ids_BT = torch.full((len(rows), width), pad)
@@ -258,7 +266,9 @@ def encode_texts(
             torch.inference_mode(),
             torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")),
         ):
-            vectors_BD = _asked(model, ids_BT.to(device), mask_BT.to(device), settings.pooling)
+            vectors_BD = _asked(
+                folder, model, ids_BT.to(device), mask_BT.to(device), settings.pooling
+            )
         out_VD[rows] = vectors_BD.cpu().numpy()
         done += int(lengths[rows].sum())
         if progress is not None:
@@ -359,15 +369,22 @@ def _alike(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 
 
 def _asked(
-    model: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling
+    folder: Path, model: Any, ids_BT: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling
 ) -> torch.Tensor:
     """[B, D] float32; a model of images too (CLIP) pools and projects its texts itself."""
     ask = getattr(model, "get_text_features", model)
-    answer = ask(input_ids=ids_BT, attention_mask=mask_BT.long())
-    if ask is not model:
-        projected: torch.Tensor = getattr(answer, "pooler_output", answer)
-        return projected.float()
-    return _pool(answer.last_hidden_state.float(), mask_BT, pooling)
+    try:
+        answer = ask(input_ids=ids_BT, attention_mask=mask_BT.long())
+        if ask is not model:
+            projected: torch.Tensor = getattr(answer, "pooler_output", answer)
+            return projected.float()
+        return _pool(answer.last_hidden_state.float(), mask_BT, pooling)
+    except (ValueError, RuntimeError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"{folder}: gives no vectors of texts ({type(error).__name__}: {' '.join(str(error).split())[:120]}); "
+            "name another with --text.",
+            code="text.unreadable",
+        ) from error
 
 
 def _pool(states_BTD: torch.Tensor, mask_BT: torch.Tensor, pooling: Pooling) -> torch.Tensor:

@@ -79,6 +79,7 @@ def train(
         validate: NDCG@10 as the model stands.
         schedule: share of the learning rate at each step, counted from 0.
         clip: largest norm of the gradients.
+        report: told after each step, and once more when an epoch is over and kept, with what it came to.
         on_epoch: told how many epochs are done and how many were at the best one, before the checkpoint of that epoch is kept.
         judge_start: the weights as they are handed in are a contender too: no epoch wins that validates worse.
 
@@ -136,6 +137,7 @@ def train(
         state["epoch"] += 1
         on_epoch(state["epoch"], state["epoch"] - state["stale"])
         save_checkpoint(checkpoint, model, optimizer, best, state, identity)
+        report(state["epoch"], recipe.epochs, _note(state))
     return Trained(
         weights=best or dict(model.state_dict()),
         best=state["best"] if best else float("nan"),

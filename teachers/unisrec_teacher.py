@@ -96,6 +96,8 @@ class CosineTeacher:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             return cls(cls.model_of(weights, config), digest, config, device)
+        except torch.OutOfMemoryError:  # of the GPU, which tells nothing of the folder
+            raise
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise StoreError(
                 f"{folder / CONFIG}: does not describe the weights beside it ({type(error).__name__}); "

@@ -15,11 +15,11 @@ from cache.errors import CkdError
 from pipeline import teach_recformer
 from pipeline.teach import evaluate_teacher
 from pipeline.teach_recformer import Reading
-from teachers.folder import load_folder
+from teachers.folder import load_folder, read_config
 from teachers.registry import load_teacher
 from teachers.trainer import Recipe
 from tests.fakes import tree
-from tests.teachers.recformer_parts import LIMITS, WORDS, shop, tokenizer_folder
+from tests.teachers.recformer_parts import LIMITS, WORDS, dataset_of, shop, tokenizer_folder
 
 RECIPE = Recipe(epochs=3, patience=3, batch_size=4, learning_rate=0.01)
 
@@ -123,7 +123,7 @@ def test_a_limit_trains_and_validates_on_fewer(
     steps: list[float] = []
     few = {"limit": 4, "second": None, "recipe": replace(RECIPE, epochs=2)}
     tune(dataset, tmp_path / "t", reading, report=lambda d, t, n: steps.append(d), **few)
-    assert steps == [1, 2]  # four users in batches of four: a step an epoch
+    assert steps == [1, 1, 2, 2]  # four users in batches of four: a step an epoch, and its end
     asked = load_teacher(tmp_path / "t")
     config = tune(dataset, tmp_path / "t", reading, **few)
     # what is kept is of all users all the same
@@ -188,3 +188,36 @@ def test_a_finished_teacher_of_other_settings_is_not_overwritten(
     with pytest.raises(CkdError, match=r"limits\.attribute 6, this one would have 5"):
         tune(dataset, tmp_path / "t", other, **quick)
     assert tree(tmp_path / "t") == before
+
+
+def test_the_attributes_that_it_was_tuned_on_are_kept(
+    dataset: Dataset, reading: Reading, tmp_path: Path
+) -> None:
+    quick = {"recipe": replace(RECIPE, epochs=1), "second": None}
+    tune(dataset, tmp_path / "t", reading, **quick)
+    assert read_config(tmp_path / "t")["attributes"] == ["title", "brand", "category"]
+    titles = dataset_of(tmp_path / "d", [[0, 1, 2, 0]] * 8, [{"title": w} for w in WORDS[9:12]])
+    tune(titles, tmp_path / "u", reading, **quick)
+    assert read_config(tmp_path / "u")["attributes"] == ["title"]
+
+
+def test_what_a_killed_process_left_beside_a_finished_one_goes(
+    dataset: Dataset, reading: Reading, tmp_path: Path
+) -> None:
+    out = tmp_path / "t"
+    tune(dataset, out, reading, recipe=replace(RECIPE, epochs=1), second=None)
+    before = tree(out)
+    for name in ("checkpoint.safetensors", "checkpoint-2.safetensors"):
+        (out / name).write_bytes(b"large")
+    tune(dataset, out, reading, recipe=replace(RECIPE, epochs=1), second=None)
+    assert tree(out) == before
+
+
+def test_sources_without_two_items_to_train_on_are_refused(
+    reading: Reading, tmp_path: Path
+) -> None:
+    short = dataset_of(tmp_path / "d", [[0, 1, 2]] * 5, [{"title": w} for w in WORDS[9:12]])
+    with pytest.raises(CkdError, match=r"/d: no user has two items to train on") as caught:
+        pretrain([short], tmp_path / "p", reading)
+    assert caught.value.code == "pretrain.no_users"
+    assert not (tmp_path / "p").exists()

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
+from pipeline.suite_ground import changed_from, shop_dataset
 from pipeline.teacher_suite import TeacherSuite
 from tests.fakes import PairTeacher, TableTeacher
 
@@ -61,6 +62,35 @@ class Prophetic(TableTeacher):
         return super().encode_histories(dataset, users, ends) + self.encode_items(dataset)[last]
 
 
+class Answering(TableTeacher):
+    """The score of the answer is one, of any history."""
+
+    def encode_histories(self, dataset, users, ends):
+        return self.encode_items(dataset)[dataset.targets(users, ends)]
+
+
+class Foreseeing(TableTeacher):
+    """Knows one item of the training part more than it may."""
+
+    def encode_histories(self, dataset, users, ends):
+        last = dataset.train_lengths[users] - 1
+        after = dataset.flat[dataset.offsets[users] + np.minimum(ends + 1, last)]
+        return super().encode_histories(dataset, users, ends) + self.encode_items(dataset)[after]
+
+
+class Popular(TableTeacher):
+    """Weighs by how often items were bought in training, which a teacher may know."""
+
+    def encode_histories(self, dataset, users, ends):
+        share = dataset.train_counts[dataset.flat[dataset.offsets[users] + ends - 1]]
+        return super().encode_histories(dataset, users, ends) / np.float32(1 + share)[:, None]
+
+
+class TestPopular(TeacherSuite):
+    def teacher(self, dataset):
+        return Popular()
+
+
 class Tempered(TableTeacher):
     def score(self, users_TD, items_CD):
         return super().score(users_TD, items_CD) / np.float32(0.07)
@@ -85,6 +115,8 @@ class Moving(TableTeacher):
         (Sociable, "test_a_history_is_judged_by_itself"),
         (Softmaxed, "test_an_item_is_judged_by_itself"),
         (Prophetic, "test_it_does_not_know_what_comes_after"),
+        (Answering, "test_it_does_not_know_what_comes_after"),
+        (Foreseeing, "test_it_does_not_know_what_comes_after"),
         (Moving, "test_it_says_who_it_is"),
     ],
 )
@@ -97,3 +129,17 @@ def test_a_broken_teacher_fails_the_test_of_its_fault(
 
     with pytest.raises((AssertionError, pytest.fail.Exception)):
         getattr(Suite(), test)(tmp_path)
+
+
+@pytest.mark.parametrize("end", [1, 3])
+def test_what_is_changed_is_all_that_comes_later_and_no_count(tmp_path: Path, end: int) -> None:
+    shop = shop_dataset(tmp_path / "d")
+    changed = changed_from(shop, end)
+    assert np.array_equal(changed.train_counts, shop.train_counts)
+    users, ends = shop.training_instances()
+    before = ends < end
+    assert np.array_equal(changed.targets(users, ends)[before], shop.targets(users, ends)[before])
+    others = changed.targets(users, ends)[~before] != shop.targets(users, ends)[~before]
+    assert others.mean() > 0.8
+    for one, other in zip(shop.held_out("test"), changed.held_out("test"), strict=True):
+        assert np.array_equal(one, other)

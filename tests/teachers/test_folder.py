@@ -95,7 +95,9 @@ def test_a_folder_without_a_teacher_says_what_makes_one(tmp_path: Path) -> None:
     assert caught.value.code == "teacher.missing"
 
 
-@pytest.mark.parametrize("text", ["", "{nope", "[]", "7", '{"teacher": "unisrec"}', "\xff"])
+@pytest.mark.parametrize(
+    "text", ["", "{nope", "[]", "7", '{"teacher": "unisrec"}', "\xff", "[" * 100_000]
+)
 def test_a_configuration_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(StoreError, match="is not a teacher's configuration") as caught:

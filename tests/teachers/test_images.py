@@ -23,6 +23,7 @@ from transformers import (
 
 from cache.dataset import Dataset, write_dataset
 from cache.errors import CkdError
+from pipeline.carry import _OF_PICTURES
 from teachers import images as module
 from teachers.images import Pictures, Preprocessing, image_vectors
 from teachers.text import TextSettings, encode_texts
@@ -98,6 +99,7 @@ def test_vectors_are_those_of_the_tower_asked_directly(tmp_path: Path, tower: Pa
     np.testing.assert_allclose(found, direct, rtol=0, atol=1e-5)
     assert note == ""
     assert name.split("-")[-2] == "image"
+    assert _OF_PICTURES.fullmatch(name)  # an extension knows it by that
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +251,8 @@ def test_the_shorter_side_is_resized_and_the_middle_kept(
         ("preprocessor_config.json", "{}", "image.no_preprocessor"),
         ("model.safetensors", None, "image.no_safetensors"),
         ("config.json", "{nope", "image.unreadable"),
+        ("config.json", "[" * 100_000, "image.unreadable"),
+        ("config.json", None, "image.unreadable"),
     ],
 )
 def test_a_tower_that_is_not_whole_is_refused(

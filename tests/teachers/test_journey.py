@@ -60,6 +60,7 @@ def test_import(home: Path) -> None:
     before = tree(home / "pretrained")
     for file, status, code in (
         ("UniSRec-FHCKM-300.pth", 2, "teacher.exists"),
+        ("UniSRec-FHCKM-300.pth --out pretrained/other --text bogus", 2, "teacher.other_option"),
         ("tuned.pth --out pretrained/tuned", 2, "weights.tuned"),
         ("bad.pth --out pretrained/bad", 4, "weights.unreadable"),
         ("none.pth --out pretrained/bad", 4, "weights.unreadable"),

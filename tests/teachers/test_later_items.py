@@ -221,6 +221,13 @@ def test_vectors_that_nothing_here_can_make_are_refused_by_name(growth: Growth) 
     assert caught.value.code == "extend.no_vectors"
 
 
+def test_vectors_of_pictures_are_not_asked_of_a_text_encoder(growth: Growth) -> None:
+    with pytest.raises(UsageError, match=r"made of pictures.*--image-vectors") as caught:
+        find_source("clip-image-0123456789ab", growth, [growth.old], None)
+    assert caught.value.code == "extend.no_vectors"
+    assert "--text" not in str(caught.value)
+
+
 def test_two_modalities_are_extended_each_by_its_own_vectors(
     growth: Growth, tmp_path: Path
 ) -> None:

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoTokenizer,
     BertConfig,
@@ -190,6 +191,9 @@ def test_the_origin_tells_sources_apart(tmp_path: Path) -> None:
         ({"position_embedding_type": "relative_key"}, "start.unsupported"),
         ({"intermediate_size": 21}, "start.incomplete"),  # weights of another shape
         ({"num_hidden_layers": 3}, "start.incomplete"),
+        ({"num_attention_heads": ...}, "start.unreadable"),
+        ({"num_attention_heads": 5}, "start.unreadable"),  # which do not divide the width
+        ({"num_attention_heads": 0}, "start.unreadable"),
     ],
 )
 def test_what_cannot_be_brought_over_is_refused(
@@ -197,10 +201,33 @@ def test_what_cannot_be_brought_over_is_refused(
 ) -> None:
     bert(tmp_path / "model")
     path = tmp_path / "model" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    config = {**json.loads(path.read_text()), **change}
+    path.write_text(json.dumps({key: one for key, one in config.items() if one is not ...}))
     with pytest.raises((UsageError, InputError)) as caught:
         start(str(tmp_path / "model"), LIMITS)
     assert caught.value.code == code
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("make", [bert, roberta, longformer])
+def test_a_norm_that_a_configuration_does_not_tell_is_that_of_transformers(
+    make: Any, tmp_path: Path
+) -> None:
+    source = make(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    assert source.config.layer_norm_eps == config.pop("layer_norm_eps")
+    path.write_text(json.dumps(config))
+    expected = AutoConfig.from_pretrained(tmp_path / "model").layer_norm_eps
+    assert start(str(tmp_path / "model"), LIMITS).model.architecture.eps == expected
+
+
+def test_a_deeply_nested_configuration_is_one_sentence(tmp_path: Path) -> None:
+    bert(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match="RecursionError") as caught:
+        start(str(tmp_path / "model"), LIMITS)
+    assert caught.value.code == "start.unreadable"
 
 
 @pytest.mark.parametrize(

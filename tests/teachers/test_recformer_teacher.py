@@ -6,15 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from torch.nn import functional as F
 
-from cache.dataset import Dataset
+from cache.dataset import EXTENDS, Dataset, write_dataset
 from cache.errors import StoreError, UsageError
 from cache.store import Store
 from pipeline.build import build
@@ -22,7 +24,7 @@ from pipeline.curriculum import PlanSettings, make_plan
 from teachers.protocol import Teacher
 from teachers.recformer import Batch, Recformer, encode, token_batches
 from teachers.recformer_teacher import RecformerTeacher, load_recformer, save_recformer
-from teachers.recformer_tokens import Limits, tokenise_items
+from teachers.recformer_tokens import Limits, attributes_of, tokenise_items
 from teachers.recformer_tune import read_items
 from teachers.registry import load_teacher
 from tests.fakes import tiny_dataset
@@ -34,7 +36,9 @@ def dataset(tmp_path: Path) -> Dataset:
     return shop(tmp_path / "shop")
 
 
-def tuned(folder: Path, dataset: Dataset, *, stage: str = "tuned", text: str = "") -> Recformer:
+def tuned(
+    folder: Path, dataset: Dataset, *, stage: str = "tuned", text: str = "", **config: Any
+) -> Recformer:
     torch.manual_seed(0)
     model = Recformer(TINY, items=dataset.num_items)
     for parameter in model.longformer.parameters():
@@ -50,6 +54,7 @@ def tuned(folder: Path, dataset: Dataset, *, stage: str = "tuned", text: str = "
         stage=stage,
         dataset=dataset.digest,
         validation={"ndcg@10": 0.25},
+        **config,
     )
     return model
 
@@ -150,6 +155,88 @@ def test_another_tokenizer_than_the_sealed_one_is_refused(
     with pytest.raises(StoreError, match=r"tokenizer\.json: sha256:.* expected") as caught:
         load_teacher(tmp_path / "t")
     assert caught.value.code == "teacher.damaged"
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"stage": ...},
+        {"vocabulary": ...},
+        {"vocabulary": {"text": "sha256:0"}},
+        {"vocabulary": {**vocabulary().ids, "colour": 1, "text": vocabulary().digest}},
+        {"validation": ...},
+        {"dataset": ...},
+        {"architecture": ...},
+        {"architecture": {**asdict(TINY), "layers": 3}},
+        {"architecture": {**asdict(TINY), "heads": 5}},
+        {"limits": {"attribute": 6, "items": 4, "tokens": 24, "colour": 1}},
+        {"limits": None},
+        {"attributes": ["colour"]},
+        {"attributes": 7},
+    ],
+)
+def test_a_configuration_that_does_not_fit_its_weights_is_refused(
+    tmp_path: Path, dataset: Dataset, edit: dict[str, Any]
+) -> None:
+    tuned(tmp_path / "t", dataset)
+    path = tmp_path / "t" / "config.json"
+    config = {**json.loads(path.read_bytes()), **edit}
+    path.write_text(json.dumps({key: one for key, one in config.items() if one is not ...}))
+    with pytest.raises(StoreError) as caught:
+        load_teacher(tmp_path / "t")
+    assert caught.value.code == "teacher.damaged"
+
+
+def test_a_full_gpu_is_not_taken_for_a_damaged_folder(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    tuned(tmp_path / "t", dataset)
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        RecformerTeacher.load(tmp_path / "t")
+
+
+def with_descriptions(path: Path, *, later: bool, extends: tuple[str, int] | None) -> Dataset:
+    """Three items without a brand, and later a fourth that has one."""
+    table = {
+        "item": ["a", "b", "c"],
+        "title": ["red lamp", "blue sock", "oak"],
+        "category": ["tool", "desk", ""],
+        "description": ["steel pine", "red", "socket"],
+        "brand": ["", "", ""],
+    }
+    if later:
+        for name, one in zip(table, ("d", "desk", "tool", "blue", "oak"), strict=True):
+            table[name].append(one)
+    settings = {EXTENDS: [{"dataset": extends[0], "items": extends[1]}]} if extends else {}
+    return write_dataset(
+        path,
+        items=pa.table(table),
+        user_ids=None,
+        flat=np.array([0, 1, 2, 0, 1, 2, 1, 0]),
+        offsets=np.array([0, 4, 8]),
+        settings=settings,
+    )
+
+
+def test_old_histories_are_read_as_before_where_a_later_item_brings_another_attribute(
+    tmp_path: Path,
+) -> None:
+    old = with_descriptions(tmp_path / "old", later=False, extends=None)
+    made = with_descriptions(tmp_path / "new", later=True, extends=(old.digest, 3))
+    assert attributes_of(old) == ("title", "category", "description")
+    assert attributes_of(made) == ("title", "brand", "category")
+    users, ends = old.training_instances()
+    for name, config in (("now", {"attributes": attributes_of(old)}), ("before", {})):
+        tuned(tmp_path / name, old, **config)
+        teacher = load_teacher(tmp_path / name)
+        one, other = (teacher.encode_histories(data, users, ends) for data in (old, made))
+        # a folder that does not say them leaves it to the dataset, as it did
+        assert np.allclose(one, other, atol=1e-6) == bool(config)
+        assert teacher.encode_items(made).shape == (4, TINY.hidden)
 
 
 def test_another_dataset_is_refused(tmp_path: Path, dataset: Dataset) -> None:

@@ -190,8 +190,8 @@ def test_sources_are_mixed_and_subsampled(
         tmp_path, sources, limit=8, report=lambda done, total, note: told.append(done)
     )
     assert found.epochs == 2
-    # eight users in steps of four: half an epoch each
-    assert told == [0.5, 1.0, 1.5, 2.0]
+    # eight users in steps of four: half an epoch each, and its end
+    assert told == [0.5, 1.0, 1.0, 1.5, 2.0, 2.0]
 
 
 def test_frozen_words_stay(tmp_path: Path, dataset: Dataset, items: ItemTokens) -> None:

@@ -241,6 +241,18 @@ def test_a_finished_teacher_is_taken_as_it_is(
     assert tree(tmp_path / "t") == before
 
 
+def test_what_a_killed_process_left_beside_a_finished_one_goes(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    tune(dataset, tmp_path / "t")
+    before = tree(tmp_path / "t")
+    (tmp_path / "t" / "checkpoint.safetensors").write_bytes(b"large")
+    (tmp_path / "t" / ".way").mkdir()
+    (tmp_path / "t" / ".way" / "00001.safetensors").write_bytes(b"large")
+    tune(dataset, tmp_path / "t")
+    assert tree(tmp_path / "t") == before
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -378,6 +390,41 @@ def test_without_anybody_to_validate_on_nothing_begins(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no user with three interactions") as caught:
         tune(open_dataset(tmp_path / "d"), tmp_path / "t")
     assert caught.value.code == "tune.nothing_to_validate"
+
+
+def short_dataset(path: Path) -> Dataset:
+    """Twenty users of three interactions: two are held out, and one has no history."""
+    write_dataset(
+        path,
+        items=pa.table({"item": ["a", "b", "c", "d"]}),
+        user_ids=None,
+        flat=np.arange(60) % 4,
+        offsets=np.arange(21) * 3,
+    )
+    dataset = open_dataset(path)
+    write_vectors(dataset, "random", vectors(4).numpy(), {"origin": "test"})
+    return dataset
+
+
+def test_without_anybody_to_train_on_nothing_is_sealed(tmp_path: Path) -> None:
+    short = short_dataset(tmp_path / "d")
+    with pytest.raises(UsageError, match="/d: no user has two items to train on") as caught:
+        tune(short, tmp_path / "t")
+    assert caught.value.code == "tune.no_users"
+    with pytest.raises(UsageError, match="/d: no user has two items to train on") as caught:
+        pretrain([short], tmp_path / "p")
+    assert caught.value.code == "pretrain.no_users"
+    assert not (tmp_path / "t").exists()
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("name", ["my set", "../random", "feat1CLS "])
+def test_vectors_whose_name_was_mistyped_are_those_that_are_not_there(
+    dataset: Dataset, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(StoreError, match=r"has no vectors '.*' \(there: random\)") as caught:
+        tune(dataset, tmp_path / "t", vectors=name)
+    assert caught.value.code == "vectors.missing"
 
 
 def test_vectors_that_are_not_there_are_named(dataset: Dataset, tmp_path: Path) -> None:

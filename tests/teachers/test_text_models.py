@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5Model
 
 from cache.errors import CkdError, InputError, UsageError
 from teachers import text as module
@@ -133,6 +134,20 @@ def half_a_model(folder: Path) -> None:
     save_file({k: v for k, v in whole.items() if ".layer.3." not in k}, folder / WEIGHTS)
 
 
+def of_fewer_words(folder: Path, words: int = 1000) -> None:
+    configure(folder, vocab_size=words)
+    whole = load_file(locate("minilm") / WEIGHTS)
+    (folder / WEIGHTS).unlink()
+    name = "embeddings.word_embeddings.weight"
+    save_file({**whole, name: whole[name][:words].clone()}, folder / WEIGHTS)
+
+
+def that_also_writes(folder: Path) -> None:
+    shape = T5Config(vocab_size=31000, d_model=8, d_kv=4, d_ff=12, num_layers=1, num_heads=2)
+    (folder / WEIGHTS).unlink()
+    T5Model(shape).save_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     ("spoil", "code"),
     [
@@ -144,6 +159,8 @@ def half_a_model(folder: Path) -> None:
         (cut_short, "text.unreadable"),
         (of_another_width, "text.unreadable"),
         (half_a_model, "text.incomplete"),
+        (of_fewer_words, "text.unreadable"),
+        (that_also_writes, "text.unreadable"),
     ],
 )
 def test_a_folder_that_is_no_whole_model_is_refused(
@@ -157,6 +174,12 @@ def test_a_pooler_is_not_missed(folder: Path) -> None:
     whole = load_file(locate("minilm") / WEIGHTS)
     (folder / WEIGHTS).unlink()
     save_file({k: v for k, v in whole.items() if not k.startswith("pooler")}, folder / WEIGHTS)
+    one = encode_texts(locate(str(folder)), ["a b"], TextSettings())
+    assert (one == encode_texts(locate("minilm"), ["a b"], TextSettings())).all()
+
+
+def test_words_that_no_text_has_are_not_missed(folder: Path) -> None:
+    of_fewer_words(folder, 2000)  # "a" and "b" are 1,037 and 1,038
     one = encode_texts(locate(str(folder)), ["a b"], TextSettings())
     assert (one == encode_texts(locate("minilm"), ["a b"], TextSettings())).all()
 

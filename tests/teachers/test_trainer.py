@@ -136,7 +136,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_spares_the_checkpoint(
     )
 
 
-@pytest.mark.parametrize("steps", range(1, 3 * STEPS + 1))
+@pytest.mark.parametrize("steps", range(1, 3 * (STEPS + 1) + 1))
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path, steps: int) -> None:
     recipe = Recipe(epochs=3, patience=2, seed=7)
     values = [0.3, 0.1, 0.2]  # the best weights are those of the first epoch, wherever it is cut
@@ -153,7 +153,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_bits(tmp_path: Path, steps: i
     with pytest.raises(Killed):
         run(tmp_path, recipe, report=report, validate=scripted(values))
     # a fresh process begins from other weights, which the checkpoint replaces
-    finished = (steps - 1) // STEPS
+    finished = steps // (STEPS + 1)  # the report of an epoch's end comes when it is kept
     again = run(
         tmp_path, recipe, model_of(0 if not finished else 99), validate=scripted(values[finished:])
     )
@@ -190,18 +190,21 @@ def test_it_reports_how_far_it_is_and_how_good(tmp_path: Path) -> None:
         report=lambda *one: heard.append(one),
         validate=scripted([0.25, 0.5]),
     )
-    # three steps of five targets of fifteen: thirds of an epoch
+    # three steps of five targets of fifteen: thirds of an epoch, and its end
     assert [round(done, 6) for done, _, _ in heard] == [
         0.333333,
         0.666667,
         1,
+        1,
         1.333333,
         1.666667,
+        2,
         2,
     ]
     assert {total for _, total, _ in heard} == {2}
     assert [note for _, _, note in heard[:3]] == [""] * 3
-    assert all("valid ndcg@10 0.2500 (best 0.2500)" in note for _, _, note in heard[3:])
+    assert all("valid ndcg@10 0.2500 (best 0.2500)" in note for _, _, note in heard[3:7])
+    assert "valid ndcg@10 0.5000 (best 0.5000)" in heard[7][2]
 
 
 def test_only_what_may_learn_does(tmp_path: Path) -> None:

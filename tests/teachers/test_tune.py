@@ -89,8 +89,8 @@ def test_a_batch_holds_at_most_so_many_targets_and_an_epoch_all_of_them(tmp_path
         identity={},
         report=lambda done, total, note: heard.append(done),
     )
-    # two users a step, as three would have 21 targets
-    assert heard == pytest.approx([14 / 42, 28 / 42, 1])
+    # two users a step, as three would have 21 targets; then the epoch's end
+    assert heard == pytest.approx([14 / 42, 28 / 42, 1, 1])
 
 
 # ---- the teacher
@@ -222,6 +222,17 @@ def test_a_configuration_that_does_not_fit_its_weights_is_refused(
     with pytest.raises(StoreError, match="does not describe the weights beside it") as caught:
         UniSRecTeacher.load(folder)
     assert caught.value.code == "teacher.damaged"
+
+
+def test_a_full_gpu_is_not_taken_for_a_damaged_folder(
+    tuned: tuple[Path, Dataset, UniSRec], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        UniSRecTeacher.load(tuned[0])
 
 
 def test_the_weights_that_are_written_are_those_that_are_read(

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
-from cache.dataset import Dataset
+from cache.dataset import Dataset, write_dataset
 from cache.errors import CkdError
 from cache.vectors import write_vectors
 from encoder.packed import Packed
@@ -303,6 +304,44 @@ def test_a_source_without_images_lacks_all_of_them(
     assert config["architecture"]["image_width"] == IMAGE
     assert config["image"] == {"origin": "ingested"}
     assert f"{tmp_path / 'p0'}: has no image vectors" in capsys.readouterr().err
+
+
+def test_without_anybody_to_train_on_nothing_is_sealed(tmp_path: Path) -> None:
+    titles = {"item": ["a", "b", "c"], "title": ["red", "blue", "oak"]}
+    short = write_dataset(
+        tmp_path / "d",
+        items=pa.table(titles),
+        user_ids=None,
+        flat=np.arange(30) % 3,
+        offsets=np.arange(11) * 3,
+    )
+    with_vectors(short)
+    with pytest.raises(CkdError) as caught:
+        tune(short, tmp_path / "t")
+    assert caught.value.code == "tune.no_users"
+    settings = {"whiten": True, "word_drop": 0.2, "augmentation": Augmentation(), "limit": None}
+    with pytest.raises(CkdError) as caught:
+        teach.pretrain(
+            [(short, SETS)],
+            tmp_path / "p",
+            architecture=SMALL,
+            recipe=RECIPE,
+            device="cpu",
+            report=silent,
+            **settings,
+        )
+    assert caught.value.code == "pretrain.no_users"
+    assert not (tmp_path / "t").exists()
+    assert not (tmp_path / "p").exists()
+
+
+def test_vectors_whose_name_was_mistyped_are_those_that_are_not_there(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    for wrong in ({"text_vectors": "my set"}, {"image_vectors": "my set"}):
+        with pytest.raises(CkdError, match=r"has no vectors 'my set' \(there: ") as caught:
+            tune(dataset, tmp_path / "t", modalities=replace(SETS, **wrong))
+        assert caught.value.code == "vectors.missing"
 
 
 def test_eyes_that_never_opened_are_the_targets_to_learn(dataset: Dataset, tmp_path: Path) -> None:
