@@ -1,7 +1,7 @@
 """A model card in Markdown: what a trained student is, what it was trained from, by which settings, and how good it is.
 
-Everything comes from the run's own files, so the same run gives the same card; a base of the same seed beside it, if it was
-trained on the same data, is set beside it. Digests are whole. Refuses a run that is damaged.
+Everything comes from the run's own files, so the same run gives the same card; a base of the same seed, sizes and settings
+beside it, if it was trained on the same data, is set beside it. Digests are whole. Refuses a run that is damaged.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 from cache.describe import store_digest
 from cache.errors import CkdError
+from cache.paths import without_checkpoints
 from encoder.checkpoint import load_weights
 from pipeline import console
 from pipeline.run_table import METRICS
@@ -21,6 +22,8 @@ from student.registry import BUILT_IN
 __all__ = ["base_beside", "card", "kind_of", "title_of"]
 
 _SETS = ("scores", "factors")
+#: what a base is trained without, so that it may differ from the student's
+_OF_TEACHERS = ("train.curriculum", "train.epochs_per_stage", "train.kd_weight", "train.kl")
 
 
 def card(run: Run, base: Run | None = None) -> str:
@@ -36,10 +39,10 @@ def card(run: Run, base: Run | None = None) -> str:
         f"# {title}, {kind}",
         f"Ranks {items:,} items for a user by what he had before. "
         + (
-            f"Learnt from {_list(_sets(identity))} by curriculum-scheduled distillation (CKD-MDSR); no teacher is "
-            "needed to serve it, and its size and cost are those of its base."
-            if kind == "distilled"
-            else "Trained without teachers."
+            "Trained without teachers."
+            if kind == "base"
+            else f"Learnt from {_learnt(identity)}; no teacher is needed to serve it, and its size and cost are "
+            "those of its base."
         ),
         "## How good it is",
         _metrics(run, base),
@@ -57,19 +60,18 @@ def card(run: Run, base: Run | None = None) -> str:
 
 
 def base_beside(run: Run) -> Run | None:
-    """The base of the same student and seed, where it lies beside the run and was trained on the same data."""
+    """The base of the same student, seed, sizes and settings, where it lies beside the run and was trained on the same data."""
     identity = run.record["identity"]
-    if kind_of(identity) == "base":
+    kind = kind_of(identity)
+    if kind == "base":
         return None
-    folder = _sibling(run.folder.absolute())
+    folder = _sibling(run.folder.absolute(), kind)
     try:
         base = open_run(folder)
     except CkdError:
         return None
     found = base.record["identity"]
-    same = ("dataset", "student", "train.seed")
-    shared = all(found.get(key) == identity.get(key) for key in same)
-    return base if shared and kind_of(found) == "base" else None
+    return base if _shared(found) == _shared(identity) and kind_of(found) == "base" else None
 
 
 def title_of(identity: Mapping[str, Any]) -> str:
@@ -79,13 +81,37 @@ def title_of(identity: Mapping[str, Any]) -> str:
 
 
 def kind_of(identity: Mapping[str, Any]) -> str:
-    """What it was trained as: base or distilled."""
+    """What it was trained as: base, distilled or hetcomp."""
+    if identity.get("join.method") == "hetcomp":
+        return "hetcomp"
     return "distilled" if _sets(identity) else "base"
 
 
-def _sibling(folder: Path) -> Path:
-    """Where `kd-student fit --compare` puts the base of a distilled run."""
-    name = folder.parent.name.removesuffix("-distilled") + "-base"
+def _learnt(identity: Mapping[str, Any]) -> str:
+    """From whom it learnt, and how."""
+    names, staged = _sets(identity), identity.get("train.curriculum")
+    if kind_of(identity) == "hetcomp":
+        whom = f"the rankings of {_list(without_checkpoints(names))} and of their checkpoints"
+        return f"{whom} by {'curriculum-scheduled ' if staged else ''}distillation (HetComp)"
+    way = (
+        "by curriculum-scheduled distillation" if staged else "by distillation without a curriculum"
+    )
+    return f"{_list(names)} {way} (CKD-MDSR)"
+
+
+def _shared(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """What a base and a student have in common where the teachers alone make the difference."""
+    return {
+        key: value
+        for key, value in identity.items()
+        if key in ("dataset", "student")
+        or (key.startswith(("student.", "train.")) and key not in _OF_TEACHERS)
+    }
+
+
+def _sibling(folder: Path, kind: str) -> Path:
+    """Where `kd-student fit --compare` puts the base of a run of another kind."""
+    name = folder.parent.name.removesuffix(f"-{kind}") + "-base"
     return folder.parent.with_name(name) / folder.name
 
 

@@ -19,7 +19,7 @@ from cache.store import Store
 from pipeline import console
 from pipeline.cli_student_out import add_commands
 from pipeline.config import check_finite, parse_epsilon
-from pipeline.fit import fit
+from pipeline.fit import check_runs, fit
 from pipeline.join_options import (
     AlphaOption,
     ConsistencyOption,
@@ -46,6 +46,7 @@ from pipeline.student_options import (
     StudentOption,
     configuration,
     preset_value,
+    source_value,
 )
 from pipeline.student_store import (
     CacheOption,
@@ -194,6 +195,7 @@ def fit_command(
     check_join(context, join)
     kind_of_student = find_student(student)
     config = configuration(context, kind_of_student, preset)
+    source = source_value(context, kind_of_student)
     other = open_dataset(source, deep=True) if source else None
     if compare and not distill:
         raise UsageError(
@@ -238,7 +240,8 @@ def fit_command(
         # stages are a part of the method: the base is what one would train without it
         kinds.append(("base", (), replace(base, curriculum=bool(curriculum))))
     if distill:
-        names = list(dict.fromkeys(teacher or without_checkpoints(store.teachers)))
+        # sorted: who is named first has no say in a run, nor in one that goes on
+        names = sorted(set(teacher or without_checkpoints(store.teachers)))
         if not names:
             raise UsageError(
                 f"{store.label}: holds no teacher's scores; "
@@ -275,6 +278,12 @@ def fit_command(
     labels = {
         (kind, n): f"{kind} seed {n}" if many else kind for kind, *_ in kinds for n in numbers
     }
+    wanted = [
+        (root / f"{student}-{kind}" / f"seed-{n}", readers, replace(settings, seed=n))
+        for kind, readers, settings in kinds
+        for n in numbers
+    ]
+    check_runs(store, wanted, config, student=student, source=other)
     taught_ones = [bool(readers) for _, readers, _ in kinds for _ in numbers]
     with board(list(labels.values()), taught=taught_ones) as shown:
         for kind, readers, settings in kinds:

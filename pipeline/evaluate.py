@@ -34,11 +34,13 @@ def ranks_of_targets(
     *,
     bias_V: Tensor | None = None,
     masked: Callable[[int, int], tuple[Tensor, Tensor]] | None = None,
+    users_n: Ints | None = None,
 ) -> NDArray[np.int64]:
     """Rank of each user's target among all items by `users @ items.T (+ bias)`.
 
     Args:
         masked: for users start..stop, (row within the block, item) pairs that may not be recommended.
+        users_n: their rows, for the refusal; by default their places here.
 
     Returns:
         [n] ranks from 1; an item that scores the same as the target stands before it.
@@ -59,7 +61,7 @@ def ranks_of_targets(
             return torch.mm(rows, across, out=scores)
         return torch.addmm(bias_V, rows, across, out=scores)
 
-    return _ranks(score, block, targets_n, masked)
+    return _ranks(score, block, targets_n, masked, users_n)
 
 
 def _block(num_items: int) -> int:
@@ -72,6 +74,7 @@ def _ranks(
     block: int,
     targets_n: Tensor,
     masked: Callable[[int, int], tuple[Tensor, Tensor]] | None,
+    users_n: Ints | None,
 ) -> NDArray[np.int64]:
     """As :func:`ranks_of_targets`; `score(start, stop)` are these users' scores of all items, to be written over."""
     ranks = torch.empty(len(targets_n), dtype=torch.int64, device=targets_n.device)
@@ -86,8 +89,10 @@ def _ranks(
         ranks[start : start + block] = scores.ge_(target).sum(dim=1).long()
     found = ranks.cpu().numpy()
     if len(found) and found.min() < 1:
+        place = int(found.argmin())
+        user = place if users_n is None else int(users_n[place])
         raise TeacherError(
-            f"the model's score of user {int(found.argmin())} is not a number; "
+            f"the model's score of user {user} is not a number; "
             "train again with a smaller learning rate.",
             code="model.not_finite",
         )
@@ -126,6 +131,7 @@ def rank_histories(
         _targets(dataset, users, ends, device),
         bias_V=bias_V,
         masked=_histories(dataset, users, ends, device) if mask_history else None,
+        users_n=users,
     )
     return ranks
 
@@ -155,6 +161,7 @@ def rank_student(
         _block(dataset.num_items),
         _targets(dataset, users, ends, device),
         _histories(dataset, users, ends, device) if mask_history else None,
+        users,
     )
     return ranks
 

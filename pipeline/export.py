@@ -87,8 +87,8 @@ def export(
         if kind == "safetensors":
             put(path, (run / MODEL).read_bytes())
         else:
-            module = serving(model, apart=apart)
-            program = traced(module, inputs, store.dataset.max_length)
+            module = serving(model, store.dataset, apart=apart)
+            program = traced(module, inputs)
             output = "vectors" if apart else "scores"
             if kind == "onnx":
                 _write_onnx(program, path, inputs, output)
@@ -211,7 +211,8 @@ def _how_to_serve(about: Mapping[str, Any]) -> str:
         lines.append(f"- `{one['name']}` [{shape}] {one['type']}: {one['meaning']}.")
     if any(one["name"] == "items" for one in about["inputs"]):
         lines.append(
-            f"- A history has 1 to {about['max_length']} items, the last ones; a row that breaks this gives NaN."
+            f"- A history has 1 to {about['max_length']} items, the last ones; a row that breaks this, or names "
+            "what is in no row of the tables, gives NaN."
         )
     names = ", ".join(one["name"] for one in about["inputs"])
     code = {

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from cache.atomic import append_line, check_writable, sweep
 from cache.dataset import Dataset
 from cache.digest import canonical_json
+from cache.errors import UsageError
 from cache.factors import FactorReader
 from cache.scores import ScoreReader
 from cache.store import Store
@@ -32,15 +33,18 @@ from pipeline.memory import give_back
 from pipeline.metrics import metrics_of_ranks
 from pipeline.runs import CHECKPOINT, RECORD, Run, finished_run, seal_run
 from pipeline.two_domains import with_source
-from student.loop import make_optimizer, train
-from student.registry import find_student
+from student.loop import check_settings, make_optimizer, train
+from student.registry import StudentKind, find_student
 from student.schedule import TrainSettings
 from student.state import RunState
 
-__all__ = ["Watch", "fit"]
+__all__ = ["Wanted", "Watch", "check_runs", "fit"]
 
 Watch = Callable[[RunState, float], None]
 """watch(state after an epoch, instances a second in it)."""
+
+Wanted = tuple[Path, Sequence[ScoreReader | FactorReader], TrainSettings]
+"""A run that is to be: its folder, its teachers' sets, its settings."""
 
 _GIVE_BACK_AFTER = 30.0  # seconds from one time to the next
 
@@ -79,18 +83,23 @@ def fit(
         StoreError: ``run.foreign`` or ``checkpoint.foreign`` for a run of other settings, naming what differs;
             ``run.damaged``, ``checkpoint.damaged``; a score set that is damaged.
         DiskError: the folder cannot be written to.
-        UsageError: ``student.unknown``, ``student.bad_plugin``; a source that is missing or means nothing.
+        UsageError: ``student.unknown``, ``student.bad_plugin``; a source that is missing or means nothing;
+            ``fit.nothing_held_out`` where nobody has the three interactions that a validation takes.
     """
     dataset, plan, kind = store.dataset, store.plan, find_student(student)
-    config = with_source(kind, config, dataset, source)
-    if "max_length" in kind.fields:
-        config = replace(config, max_length=dataset.max_length)
+    config = _whole(kind, config, dataset, source)
     identity = _identity(store, readers, config, settings, student)
     checkpoint = folder / CHECKPOINT
     if (folder / RECORD).is_file():
         run = finished_run(folder, identity)
         checkpoint.unlink(missing_ok=True)  # of a process that was killed in between
         return run
+    if not len(dataset.held_out("valid")[0]):
+        raise UsageError(
+            f"{store.label}: nobody in its dataset has three interactions, one to learn from, one to validate and one "
+            "to test by; run `kd-cache ingest` and `kd-cache plan` on more of them.",
+            code="fit.nothing_held_out",
+        )
     check_writable(folder)
     if folder.is_dir():
         sweep(folder)
@@ -171,6 +180,43 @@ def fit(
     seal_run(folder, record, state.best_weights, card, test_ranks)
     checkpoint.unlink(missing_ok=True)
     return finished_run(folder, identity)
+
+
+def check_runs(
+    store: Store,
+    wanted: Sequence[Wanted],
+    config: Any,
+    *,
+    student: str = "sasrec",
+    source: Dataset | None = None,
+) -> None:
+    """Refuse before the first of several runs what :func:`fit` would refuse after it.
+
+    Raises:
+        StoreError: ``run.foreign``, ``checkpoint.foreign``, ``run.damaged``, ``checkpoint.damaged``.
+        UsageError: what the student cannot follow.
+    """
+    kind = find_student(student)
+    config = _whole(kind, config, store.dataset, source)
+    model = None
+    for folder, readers, settings in wanted:
+        identity = _identity(store, readers, config, settings, student)
+        if (folder / RECORD).is_file():
+            finished_run(folder, identity)
+            continue
+        if model is None:  # to be asked only: each run makes its own
+            model = kind.make(config, store.dataset)
+        check_settings(model, settings)
+        if (folder / CHECKPOINT).is_file():
+            load_checkpoint(folder / CHECKPOINT, model, make_optimizer(model, settings), identity)
+
+
+def _whole(kind: StudentKind, config: Any, dataset: Dataset, source: Dataset | None) -> Any:
+    """The student's settings with what they take from the datasets."""
+    config = with_source(kind, config, dataset, source)
+    if "max_length" in kind.fields:
+        config = replace(config, max_length=dataset.max_length)
+    return config
 
 
 def _told(reader: ScoreReader | FactorReader) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def read_users(path: Path) -> list[str]:
     with disk_errors(path):
         data = path.read_bytes()
     try:
-        lines = data.decode("utf-8").splitlines()
+        lines = data.decode("utf-8-sig").splitlines()  # Windows puts a mark in front
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path}: is not UTF-8 text at byte {error.start:,}, one user id a line was expected.",

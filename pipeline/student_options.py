@@ -26,6 +26,7 @@ __all__ = [
     "StudentOption",
     "configuration",
     "preset_value",
+    "source_value",
 ]
 
 Preset: TypeAlias = Literal["paper"]
@@ -110,6 +111,13 @@ def preset_value(context: typer.Context, preset: Preset | None, name: str) -> An
     if preset and _source(context, name) == "DEFAULT":
         return _PRESETS[preset].get(name, context.params[name])
     return context.params[name]
+
+
+def source_value(context: typer.Context, kind: StudentKind) -> Path | None:
+    """The other domain's dataset; none of kd.toml's for a student of one domain."""
+    given: Path | None = context.params["source"]
+    typed = _source(context, "source") == "COMMANDLINE"
+    return given if typed or "source" in kind.fields else None
 
 
 def _source(context: typer.Context, name: str) -> str | None:

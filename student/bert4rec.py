@@ -25,7 +25,7 @@ from encoder.dropout import Dropout
 from encoder.packed import Packed
 from encoder.padded import laid_out, lengths_of
 from encoder.transformer import CausalTransformer
-from student.losses import fused_loss
+from student.losses import dot_products, fused_loss
 from student.prepared import Prepared
 from student.protocol import Asked
 
@@ -87,7 +87,10 @@ class BERT4Rec(nn.Module):
         lengths_B = lengths_of(items_BL)
         room_BL = torch.cat([items_BL.clamp(min=0), torch.zeros_like(items_BL[:, :1])], dim=1)
         room_BL = room_BL.scatter(1, lengths_B[:, None], self.mask)
-        return self._asked(laid_out(room_BL, lengths_B + 1, causal=False))
+        layout = laid_out(room_BL, lengths_B + 1, causal=False)
+        # padding may reach further than there are positions
+        positions = layout.positions.clamp(max=self.config.max_length)
+        return self._asked(replace(layout, positions=positions))
 
     def item_table(self) -> Tensor:
         """[V, D + 1] item vectors and biases."""
@@ -113,7 +116,7 @@ class BERT4Rec(nn.Module):
             return base, None
         if asked is None:
             asked = self._asked(layout)
-        return base, asked @ table.index_select(0, batch.items_C).T
+        return base, dot_products(asked, table.index_select(0, batch.items_C))
 
     def _asked(self, layout: Packed) -> Tensor:
         """[B or M, D + 1] at the places that `layout.last` names."""

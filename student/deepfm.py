@@ -22,6 +22,7 @@ from encoder.dropout import Dropout
 from encoder.packed import Packed
 from student.fields import ITEM_FIELDS, USER_FIELDS, whose
 from student.fm import FM, FMConfig, pairs, pointwise
+from student.losses import dot_products
 from student.prepared import Prepared
 from student.protocol import Asked
 
@@ -88,7 +89,8 @@ class DeepFM(nn.Module):
         users, items = self.fm.fields.of_both(packed, rows_2T)
         into_users_TW, into_items_2TW = self._user_part(users), self._item_part(items)
         first_2TW = into_items_2TW.view(2, *into_users_TW.shape) + into_users_TW
-        shallow_2T = pairs(users, items) + self.fm.bias
+        with torch.autocast(rows_T.device.type, enabled=False):
+            shallow_2T = pairs(users, items) + self.fm.bias
         base = pointwise(shallow_2T + self._deep(first_2TW))
         return base, self._pairs(packed, batch.items_C) if logits else None
 
@@ -97,7 +99,7 @@ class DeepFM(nn.Module):
         fields = self.fm.fields
         user_part_BW = self._user_part(fields.of_users(packed))
         item_part_CW = self._item_part(fields.of_items(items_C))
-        shallow_BC = self.fm.encode(packed) @ self.fm.of_items(items_C).T
+        shallow_BC = dot_products(self.fm.encode(packed), self.fm.of_items(items_C))
         if not torch.is_grad_enabled():
             return shallow_BC + self._chunks(user_part_BW, item_part_CW)
         # of a pair: the first layer rectified; a mask, what it left, and that rectified of each other layer

@@ -76,9 +76,13 @@ class FM(nn.Module):
         """Binary cross-entropy of the target and of one negative; and the logits [T, C]."""
         negatives_T = self.negatives(whose(batch.packed))
         rows_2T = torch.cat([batch.rows_T, negatives_T])
-        users, items = self.fields.of_both(batch.packed, rows_2T)
-        base = pointwise(pairs(users, items) + self.bias)
-        return base, self.encode(batch.packed) @ self.of_items(batch.items_C).T if logits else None
+        # all of it is sums and products of what the table holds: there is no encoder to be rounded
+        with torch.autocast(rows_2T.device.type, enabled=False):
+            users, items = self.fields.of_both(batch.packed, rows_2T)
+            base = pointwise(pairs(users, items) + self.bias)
+            if not logits:
+                return base, None
+            return base, self.encode(batch.packed) @ self.of_items(batch.items_C).T
 
 
 def make(config: FMConfig, dataset: Dataset) -> FM:

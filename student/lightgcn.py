@@ -22,6 +22,7 @@ from cache.dataset import Dataset
 from encoder.packed import Packed
 from student.fields import whose
 from student.interactions import Negatives, training_pairs
+from student.losses import dot_products
 from student.prepared import Prepared
 from student.protocol import Asked
 
@@ -93,7 +94,7 @@ class LightGCN(nn.Module):
         base = bpr + self.config.reg_weight * squares / (2 * len(users_T))
         if not logits:
             return base, None
-        return base, users_TD @ items_VD.index_select(0, batch.items_C).T
+        return base, dot_products(users_TD, items_VD.index_select(0, batch.items_C))
 
     def _smoothed(self) -> tuple[Tensor, Tensor]:
         """[U, D] and [V, D]: means over 0..layers smoothings."""

@@ -28,7 +28,7 @@ from student.state import EpochRecord, RunState
 from student.steps import lists_loss, step_loss
 from student.targets import Scores
 
-__all__ = ["make_optimizer", "train"]
+__all__ = ["check_settings", "make_optimizer", "train"]
 
 
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.Adam:
@@ -67,12 +67,12 @@ def train(
 
     Raises:
         TeacherError: ``model.not_finite`` when the loss is no number.
-        UsageError: ``fit.own_loss`` for an in-batch cross-entropy of a student that has none.
+        UsageError: what :func:`check_settings` refuses.
         StoreError: a score set that is damaged or does not fit.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"a torch.nn.Module expected, found {type(model).__name__}")
-    _refuse(model, settings)
+    check_settings(model, settings)
     state = state or RunState()
     join, hetcomp, workspace = settings.join, None, None
     if isinstance(join, HetCompSettings):
@@ -127,8 +127,13 @@ def train(
     return state
 
 
-def _refuse(model: AnyStudent, settings: TrainSettings) -> None:
-    """Refuse settings that the student has no way to follow."""
+def check_settings(model: AnyStudent, settings: TrainSettings) -> None:
+    """Refuse settings that the student has no way to follow.
+
+    Raises:
+        UsageError: ``fit.own_loss`` for an in-batch cross-entropy, or teachers of all items, of a student that has none;
+            ``fit.not_causal``.
+    """
     if isinstance(model, OwnLoss) and settings.ce != "full":
         raise UsageError(
             f"--ce {settings.ce}: {type(model).__name__} is trained by a loss of its own; leave it away.",

@@ -13,9 +13,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["Direction", "cross_entropy", "distillation_loss", "fused_loss"]
+__all__ = ["Direction", "cross_entropy", "distillation_loss", "dot_products", "fused_loss"]
 
 Direction: TypeAlias = Literal["teacher-student", "student-teacher"]
+
+
+def dot_products(users_TD: Tensor, table_CD: Tensor) -> Tensor:
+    """[T, C] logits in float32 or wider even under autocast: as `fused_loss` has them."""
+    wide = torch.promote_types(torch.promote_types(users_TD.dtype, table_CD.dtype), torch.float32)
+    with torch.autocast(users_TD.device.type, enabled=False):
+        return users_TD.to(wide) @ table_CD.to(wide).T
 
 
 def cross_entropy(logits_TC: Tensor, columns_T: Tensor) -> Tensor:
@@ -66,8 +73,8 @@ def fused_loss(
         target_TC: q; None for the base model.
         entropy: mean entropy of q's rows, in nats; shifts the teacher-student divergence, never its gradient.
         left_out_TV: True where an item is no negative of the slot's cross-entropy; never its target.
-        workspace: [T or more, V] of the logits' type that is written over, until the backward pass is done. Fresh
-            memory of that size costs the kernel about as much as the softmax.
+        workspace: [T or more, V] that is written over, until the backward pass is done; left alone where the logits
+            are of another type. Fresh memory of that size costs the kernel about as much as the softmax.
 
     Returns:
         (total, cross-entropy, divergence): only the total carries a gradient. A slot counts for at most 87 nats of
@@ -76,6 +83,8 @@ def fused_loss(
     wide = torch.promote_types(torch.promote_types(users_TD.dtype, table_VD.dtype), torch.float32)
     if target_TC is not None:
         target_TC = target_TC.to(wide)
+    if workspace is not None and workspace.dtype != wide:
+        workspace = None
     with torch.autocast(users_TD.device.type, enabled=False):
         total, ce, kd = _Fused.apply(
             users_TD.to(wide),

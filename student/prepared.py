@@ -159,7 +159,10 @@ def _on(value: Any, device: torch.device | str) -> Any:
 
 def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
     """Sent, unless it was made there."""
-    return tensor if tensor.device.type != "cpu" else sent(tensor, device)
+    wanted, there = torch.device(device), tensor.device
+    if there.type == wanted.type and wanted.index in (None, there.index):
+        return tensor
+    return sent(tensor, device) if there.type == "cpu" else tensor.to(device)
 
 
 def _index(values: NDArray[np.int32]) -> Tensor:

@@ -77,7 +77,8 @@ class Padded(Protocol):
         """What `encode` gives, [B, D], or `logits`, [B, V]; by tensor operations alone, at any B and L.
 
         Args:
-            items_BL: rows of items, a history at the beginning of each row, -1 behind it; at least one item.
+            items_BL: rows of items, a history at the beginning of each row, -1 behind it; at least one item. A row may
+                be wider than the longest history.
             users_B: rows of users. Of these two, what is not in `asks` is empty.
         """
 

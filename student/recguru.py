@@ -31,7 +31,7 @@ from encoder.dropout import Dropout
 from encoder.packed import Packed
 from encoder.transformer import CausalTransformer
 from student.bert4rec import cloze_places
-from student.losses import fused_loss
+from student.losses import dot_products, fused_loss
 from student.prepared import Prepared
 
 __all__ = ["RecGURU", "RecGURUConfig", "discrimination", "make", "turned"]
@@ -143,7 +143,7 @@ class RecGURU(nn.Module):
         base = recommended + config.reconstruct_weight * rebuilt + config.adversary_weight * told
         if not logits:
             return base, None
-        return base, users_TD @ self.item_embedding(batch.items_C).T
+        return base, dot_products(users_TD, self.item_embedding(batch.items_C))
 
     def _embedded(self, packed: Packed, table: nn.Embedding) -> Tensor:
         x_ND = table(packed.items) + self.position_embedding(packed.positions)

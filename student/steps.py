@@ -26,13 +26,13 @@ def step_loss(
     """(total, base loss, divergence) of one batch, eqs. 6-10; `workspace` as `fused_loss` has it."""
     if isinstance(model, OwnLoss):
         return _sum(*model.own_loss(batch, logits=batch.target is not None), batch, settings)
+    _refuse_mixed(batch, settings)
     if not isinstance(model, Student):
         return _sum(*_cross_entropy(model, batch, settings), batch, settings)
     users_TD = model.encode(batch.packed)
     table_VD = model.item_table()
     in_batch = settings.ce == "in-batch"
     target = batch.target
-    _refuse_mixed(batch, settings)
     # whether the target's columns are the very rows of the table
     own_columns = in_batch or (target is not None and target.all_items)
     return fused_loss(

@@ -22,6 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from cache.errors import UsageError
 from cache.factors import FactorReader
+from cache.paths import without_checkpoints
 from cache.scores import ScoreReader
 from cache.store import Store
 from student.batches import Batches
@@ -37,7 +38,7 @@ class StoreBatches(IterableDataset[Prepared]):
 
     Args:
         store: path of a store.
-        teachers: names of score or factor sets; all of the store's by default.
+        teachers: names of score or factor sets; all of the store's by default, without their checkpoints.
         seed: of the order.
         curriculum: algorithm 1's stages first, then the standard rounds; without it the rounds alone.
         epochs_per_stage: of the curriculum.
@@ -64,7 +65,9 @@ class StoreBatches(IterableDataset[Prepared]):
         self.path = Path(store)
         self._store: Store | None = None
         opened = self.store
-        self.teachers = tuple(opened.teachers if teachers is None else teachers)
+        self.teachers = tuple(
+            without_checkpoints(opened.teachers) if teachers is None else teachers
+        )
         if not self.teachers:
             raise UsageError(
                 f"{self.path}: holds no teacher's scores; run `kd-cache build --cache {self.path}`.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,8 +13,11 @@ from cache.describe import store_digest
 from cache.errors import StoreError, UsageError
 from cache.store import Store
 from pipeline.card import base_beside, card
+from pipeline.fit import fit
 from pipeline.runs import Run, open_run
-from tests.student.small import shop, trained
+from student.hetcomp import HetCompSettings
+from student.schedule import TrainSettings
+from tests.student.small import Answers, shop, small, trained
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +79,56 @@ def test_a_base_of_other_data_or_another_seed_is_not_set_beside(
         )
         trained(store, folder / "gru4rec-base/x", "gru4rec", epochs=1)
         assert (base_beside(other) is not None) == there
+
+
+@pytest.mark.parametrize(
+    ("more", "there"),
+    [
+        ({}, True),
+        ({"sizes": {"hidden": 4}}, False),
+        ({"learning_rate": 0.5}, False),
+        # what only the teachers' part reads
+        ({"kd_weight": 3.0, "kl": "student-teacher", "curriculum": True}, True),
+    ],
+)
+def test_a_base_of_other_sizes_or_settings_is_not_set_beside(
+    runs: tuple[Store, Run, Run], tmp_path: Path, more: dict[str, Any], there: bool
+) -> None:
+    store, _, base = runs
+    shutil.copytree(base.folder, tmp_path / "gru4rec-base/x")
+    folder = tmp_path / "gru4rec-distilled/x"
+    other = trained(store, folder, "gru4rec", teachers=1, epochs=1, **more)
+    assert (base_beside(other) is not None) == there
+
+
+def test_the_way_that_it_learnt_is_told(runs: tuple[Store, Run, Run], tmp_path: Path) -> None:
+    store, ours, base = runs
+    assert "Learnt from t0 and t1 by distillation without a curriculum (CKD-MDSR);" in card(ours)
+    assert "Trained without teachers.\n" in card(base)
+    staged = trained(store, tmp_path / "staged", "gru4rec", teachers=1, epochs=1, curriculum=True)
+    assert "Learnt from t0 by curriculum-scheduled distillation (CKD-MDSR);" in card(staged)
+
+
+def test_a_hetcomp_run_says_so_and_has_its_base_beside(
+    runs: tuple[Store, Run, Run], tmp_path: Path
+) -> None:
+    store, _, base = runs
+    shutil.copytree(base.folder, tmp_path / "gru4rec-base/seed-0")
+    names = ["t", "t@1", "t@2"]
+    readers: list[Any] = [Answers(store.plan, name=one, seed=k) for k, one in enumerate(names)]
+    for staged in (False, True):
+        settings = TrainSettings(
+            join=HetCompSettings(states=(3,), top=4), epochs=1, curriculum=staged
+        )
+        folder = tmp_path / "gru4rec-hetcomp" / ("staged" if staged else "seed-0")
+        run = fit(store, readers, folder, small("gru4rec"), settings, student="gru4rec")
+        text = card(run)
+        assert text.startswith("# GRU4Rec, hetcomp\n")
+        scheduled = "curriculum-scheduled " if staged else ""
+        wanted = f"the rankings of t and of their checkpoints by {scheduled}distillation (HetComp);"
+        assert f"Learnt from {wanted}" in text
+        assert "CKD-MDSR" not in text
+        assert (base_beside(run) is not None) == (not staged)
 
 
 def test_a_run_of_before_there_were_counts_has_a_card(

@@ -85,7 +85,7 @@ def test_both_kinds_of_file_score_as_the_model_does_at_any_batch_and_length(
     # two layers, of which the last is another computation than the first; BERT4Rec has SASRec's
     model = made(name, store.dataset, layers=1 if name == "bert4rec" else 2)
     inputs = asked(model)
-    program = traced(serving(model), inputs, store.dataset.max_length)
+    program = traced(serving(model, store.dataset), inputs)
     _write_onnx(program, tmp_path / "model.onnx", inputs, "scores")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     graph = program.module()
@@ -116,6 +116,37 @@ def test_a_row_that_breaks_the_layout_gives_nan_and_harms_no_other(
     (alone,) = session.run(None, {"items": np.array([[4, 5]])})
     assert np.isnan(found[:3]).all()
     np.testing.assert_allclose(found[3], alone[0], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_row_that_no_history_can_be_gives_nan_and_harms_no_other(
+    name: str, store: Store, tmp_path: Path
+) -> None:
+    """Too long, or of items and users who are not there; padding alone may be wider than a history."""
+    model = made(name, store.dataset)
+    inputs = asked(model)
+    program = traced(serving(model, store.dataset), inputs)
+    _write_onnx(program, tmp_path / "model.onnx", inputs, "scores")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    longest, items, users = 6, store.dataset.num_items, store.dataset.num_users
+    fine = [[4, 5, 6], [9, 9, 1, 0, 23, 4]]
+    bad = [[1] * (longest + 1), [-2, 2, 3], [2, -2], [2, 3, -1, -2], [items, 2, 3], [2**40]]
+    rows = [*bad, fine[0], fine[0], *fine]
+    who = [0] * len(bad) + [users, -1, 0, 1]
+    spoilt = [True] * len(bad) + [True, True, False, False]
+    if "items" not in inputs:
+        spoilt = [not 0 <= user < users for user in who]
+    if "users" not in inputs:
+        spoilt = [row not in fine for row in rows]
+    wide = torch.tensor([one + [-1] * (longest + 3 - len(one)) for one in rows])
+    request = {"items": wide, "users": torch.tensor(who)}
+    (found,) = session.run(None, {name: request[name].numpy() for name in inputs})
+    with torch.inference_mode():
+        graph = program.module()(*(request[name] for name in inputs)).numpy()
+    for scores in (found, graph):
+        assert np.isnan(scores).all(axis=1).tolist() == spoilt
+        wanted = bare(model, packed(fine, [0, 1]))
+        np.testing.assert_allclose(scores[-2:], wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("way", ["onnx", "torch-export apart", "safetensors"])
@@ -296,13 +327,13 @@ class Plain(Stubborn):
 
 
 def test_a_plug_in_is_exported_as_it_is_or_refused_in_one_sentence(dataset: Dataset) -> None:
-    program = traced(serving(Plain()), ("items",), dataset.max_length)
+    program = traced(serving(Plain(), dataset), ("items",))
     assert program.module()(torch.tensor([[3, 1, -1]])).shape == (1, 24)
     with pytest.raises(UsageError, match="this student cannot be traced") as caught:
-        traced(serving(Stubborn()), ("items",), dataset.max_length)
+        traced(serving(Stubborn(), dataset), ("items",))
     assert "\n" not in str(caught.value)
 
 
 @pytest.fixture
 def dataset() -> Any:
-    return SimpleNamespace(max_length=6)
+    return SimpleNamespace(max_length=6, num_items=24, num_users=40)

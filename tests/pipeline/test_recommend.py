@@ -155,6 +155,8 @@ def test_users_of_an_anonymised_dataset_are_their_row_numbers(dataset: Dataset) 
 def test_a_file_of_users_has_one_a_line(tmp_path: Path) -> None:
     (tmp_path / "users").write_bytes(b"u1\r\n\nan na\nu2")
     assert read_users(tmp_path / "users") == ["u1", "an na", "u2"]
+    (tmp_path / "users").write_bytes(b"\xef\xbb\xbfu1\nu2\n")  # as Windows writes it
+    assert read_users(tmp_path / "users") == ["u1", "u2"]
     (tmp_path / "users").write_bytes(b"u1\n\xff\xfe")
     with pytest.raises(UsageError, match="not UTF-8 text at byte 3"):
         read_users(tmp_path / "users")

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 
-from cache.errors import UsageError
+from cache.errors import CkdError, UsageError
+from encoder.checkpoint import load_weights, save_weights
 from pipeline import cli_student
-from pipeline.student_options import configuration, preset_value
+from pipeline.build import build
+from pipeline.fit import fit
+from pipeline.student_options import configuration, preset_value, source_value
+from pipeline.suite_ground import shop_store
 from student.gru4rec import GRU4RecConfig
 from student.registry import BUILT_IN, find_student
 from student.sasrec import SASRecConfig
+from tests.fakes import TableTeacher, tree
 
 FIT: Any = typer.main.get_command(cli_student.app).commands["fit"]
 
@@ -83,6 +91,90 @@ def test_an_option_that_a_student_does_not_know_is_refused_when_typed() -> None:
     assert caught.value.code == "fit.other_option"
     # kd.toml speaks of all students, a preset too
     assert configured("", "gru4rec", heads=4) == GRU4RecConfig()
+
+
+def test_a_source_in_kd_toml_is_for_students_of_two_domains() -> None:
+    told = context("", source="data/games")
+    assert source_value(told, find_student("recguru")) == Path("data/games")
+    assert source_value(told, find_student("sasrec")) is None
+    # typed, it is told further, to be refused
+    typed = context("--source data/games")
+    assert source_value(typed, find_student("sasrec")) == Path("data/games")
+    assert source_value(context(""), find_student("recguru")) is None
+
+
+@pytest.fixture
+def toys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder to type in, with a store of two teachers and a checkpoint of each."""
+    (tmp_path / "cache").mkdir()
+    store = shop_store(tmp_path / "cache/toys")
+    for seed, name in enumerate(["a", "a@1", "b", "b@1"]):
+        build(TableTeacher(name, seed=seed), store, keep="both")
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield tmp_path
+    torch.set_num_threads(threads)  # the command sets it for the whole process
+
+
+def fitted(line: str, **toml: Any) -> None:
+    """`kd-student fit` in small, in this process."""
+    sizes = "--hidden 8 --epochs 1 --threads 1 --device cpu"
+    FIT.main([*sizes.split(), *line.split()], standalone_mode=False, default_map=toml)
+
+
+def identity(kind: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(f"runs/toys/{kind}/seed-0/run.json").read_bytes())
+    return found["identity"]
+
+
+@pytest.mark.parametrize("join", ["consistency", "hetcomp"])
+def test_which_teacher_is_named_first_decides_nothing(
+    join: str, toys: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor whose state is whose in a run that goes on."""
+    heard: list[list[str]] = []
+
+    def spy(store: Any, readers: Any, *args: Any, **more: Any) -> Any:
+        heard.append([one.name for one in readers])
+        return fit(store, readers, *args, **more)
+
+    monkeypatch.setattr(cli_student, "fit", spy)
+    given = f"--join {join} {'--top 4' if join == 'hetcomp' else '--weights b=3,a=1'}"
+    fitted(f"{given} --teacher b --teacher a")
+    if join == "consistency":
+        assert identity("sasrec-distilled")["join.weights"] == [0.25, 0.75]
+    for line in ("--teacher a --teacher b", ""):
+        capsys.readouterr()
+        fitted(f"{given} {line}")
+        assert "trained before, nothing to do" in capsys.readouterr().err
+    way = [["a", "b"], ["a@1", "a", "b@1", "b"]]
+    assert heard == 3 * [way[join == "hetcomp"]]
+
+
+def test_a_source_in_kd_toml_does_not_stop_a_student_of_one_domain(toys: Path) -> None:
+    fitted("--no-distill", source="nosuch")
+    with pytest.raises(UsageError, match="--source means nothing to sasrec"):
+        fitted("--no-distill --source cache/toys/dataset")
+
+
+def test_comparing_trains_nothing_where_its_second_half_is_refused(toys: Path) -> None:
+    def comparing(line: str, code: str) -> None:
+        before = tree(toys)
+        with pytest.raises(CkdError) as caught:
+            fitted(f"--compare {line}")
+        assert caught.value.code == code
+        assert tree(toys) == before
+
+    comparing("--student fm --kd-items all", "fit.own_loss")
+    fitted("--kd-weight 3")
+    comparing("", "run.foreign")
+    # a run that was only begun is known beforehand too
+    run = toys / "runs/toys/sasrec-distilled/seed-0"
+    weights = load_weights(run / "model.safetensors")[0]
+    told = {"state": {}, "identity": identity("sasrec-distilled")}
+    (run / "run.json").unlink()
+    save_weights(run / "checkpoint.safetensors", weights, told)
+    comparing("", "checkpoint.foreign")
 
 
 def test_a_width_that_the_heads_do_not_divide_is_refused() -> None:

@@ -87,6 +87,22 @@ def test_a_batch_moves_as_a_whole(store) -> None:
     assert [f.name for f in fields(moved)] == [f.name for f in fields(batch)]
 
 
+def test_a_batch_comes_back_from_elsewhere_or_says_why_not(store) -> None:
+    """A meta tensor holds nothing that could be sent: it may not be taken for one of the processor."""
+    with pytest.raises(NotImplementedError, match="meta"):
+        next(iter(StoreBatches(store.path))).to("meta").to("cpu")
+
+
+def test_checkpoints_of_a_teacher_are_no_teachers_where_nobody_is_named(
+    store, tmp_path: Path
+) -> None:
+    shutil.copytree(store.path, tmp_path / "store")
+    build(TableTeacher("table@1", seed=2), Store.open(tmp_path / "store"))
+    assert StoreBatches(tmp_path / "store").teachers == ("other", "table")
+    named = StoreBatches(tmp_path / "store", teachers=["table@1", "table"])
+    assert named.teachers == ("table@1", "table")
+
+
 def test_padded_histories_are_the_packed_ones(store) -> None:
     packed = next(iter(StoreBatches(store.path))).packed
     items_BL, lengths_B = packed.padded()

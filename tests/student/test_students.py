@@ -162,6 +162,58 @@ def test_scores_of_any_kind_have_the_loss_of_dot_products(
         torch.testing.assert_close(one, other)
 
 
+def test_teachers_of_all_items_and_a_loss_over_a_batchs_are_refused_of_any_scores(
+    store: Store,
+) -> None:
+    batch = first_batch(store, items="all")
+    model = made("sasrec", store.dataset)
+    for one in (model, Indirect(model)):
+        with pytest.raises(UsageError) as caught:
+            step_loss(one, batch, TrainSettings(ce="in-batch"))
+        assert caught.value.code == "fit.mixed_items"
+
+
+class Wide(nn.Module):
+    """A plug-in that counts in float64."""
+
+    def __init__(self, items: int) -> None:
+        super().__init__()
+        self.items = nn.Embedding(items, 4, dtype=torch.float64)
+
+    def encode(self, packed: Packed) -> Tensor:
+        return self.items(packed.items[packed.last])
+
+    def item_table(self) -> Tensor:
+        return self.items.weight
+
+
+def test_a_student_of_float64_is_trained(store: Store) -> None:
+    settings = TrainSettings(epochs=1, curriculum=False)
+    model = Wide(store.dataset.num_items)
+    state = train(model, store.dataset, store.plan, [], settings, validate=lambda: 0.0)
+    assert state.history[0].ce > 0
+
+
+@pytest.mark.parametrize("name", ["bert4rec", "recguru", "lightgcn", "fm", "deepfm"])
+def test_under_bfloat16_autocast_a_loss_of_ones_own_stays_in_float32(
+    store: Store, name: str
+) -> None:
+    """An encoder may be rounded; what is made of its vectors, and all of a model without one, is not."""
+    batch, model = first_batch(store), made(name, store.dataset)
+    found = []
+    for rounded in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            base, logits = model.own_loss(batch, logits=True)
+        assert {base.dtype, logits.dtype} == {torch.float32}
+        assert not torch.equal(logits, logits.bfloat16().float())
+        found.append((base, logits))
+    if name in ("lightgcn", "fm"):
+        (base, logits), (again, there) = found
+        assert base.item() == again.item()
+        assert torch.equal(logits, there)
+
+
 def test_a_loss_of_ones_own_knows_no_teachers_of_all_items(store: Store) -> None:
     readers = [KnownFactors(store.plan, items=store.dataset.num_items)]
     join = join_settings(readers, items="all")
