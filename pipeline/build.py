@@ -52,6 +52,7 @@ __all__ = [
     "Progress",
     "build",
     "refuse_no_factors",
+    "refuse_unused_codec",
     "scorer",
     "spread",
 ]
@@ -100,11 +101,7 @@ def build(
         DiskError: the disk is full or failing; the same command goes on once that is mended.
     """
     refuse_no_factors(teacher, keep)
-    if keep == FACTORS and codec != "none":
-        raise UsageError(
-            f"--codec {codec} is for scores, and --keep {keep} keeps none; leave --codec away.",
-            code="build.unused_codec",
-        )
+    refuse_unused_codec(codec, keep)
     tell = progress or silent
     layout = Layout.of(store.plan, codec=codec, shard_bytes=shard_bytes)
     block = HISTORY_BLOCK if teacher.factorises else 0
@@ -185,6 +182,19 @@ def refuse_no_factors(teacher: Teacher, keep: Keep) -> None:
             f"the scores of teacher {teacher.name!r} are no products of vectors, so it has no factors to keep; "
             "leave --keep away.",
             code="teacher.no_factors",
+        )
+
+
+def refuse_unused_codec(codec: Codec, keep: Keep) -> None:
+    """Refuse a codec of scores where none are kept.
+
+    Raises:
+        UsageError: ``build.unused_codec``.
+    """
+    if keep == FACTORS and codec != "none":
+        raise UsageError(
+            f"--codec {codec} is for scores, and --keep {keep} keeps none; leave --codec away.",
+            code="build.unused_codec",
         )
 
 

@@ -14,7 +14,7 @@ from cache.plan import PlannedBatch
 from cache.score_writer import TAU
 from cache.store import Store
 from pipeline import console
-from pipeline.build import Keep, build, refuse_no_factors
+from pipeline.build import Keep, build, refuse_no_factors, refuse_unused_codec
 from pipeline.config import find_store, tuned_folder
 from pipeline.estimate import estimate, estimate_factors, estimate_seconds
 from pipeline.threads import ThreadsOption, use_threads
@@ -38,7 +38,9 @@ def build_command(
     name: Annotated[
         str | None, typer.Option(help="Of what is kept; by default the teacher's.")
     ] = None,
-    tau: Annotated[float, typer.Option(help="Temperature of the stored softmax.", min=1e-3)] = TAU,
+    tau: Annotated[
+        float, typer.Option(help="Temperature of the stored softmax.", min=1e-3, max=1e6)
+    ] = TAU,
     keep: Annotated[
         Keep,
         typer.Option(
@@ -114,6 +116,7 @@ def _tell_cost(store: Store, asked: Teacher, keep: Keep, codec: Codec) -> None:
     """What a build would take."""
     dataset, plan = store.dataset, store.plan
     refuse_no_factors(asked, keep)
+    refuse_unused_codec(codec, keep)
     rows = []
     if keep != "factors":
         rows.append(["scores", console.size(estimate(plan, codec))])

@@ -25,12 +25,12 @@ from pipeline.cli_build import CacheOption, asked_teacher, build_command, called
 from pipeline.cli_extend import extend_command
 from pipeline.cli_share import add_commands
 from pipeline.config import check_finite, find_dataset, find_store, parse_epsilon
-from pipeline.curriculum import PlanSettings, Popularity, estimate, make_plan, planned
+from pipeline.curriculum import MOST, PlanSettings, Popularity, estimate, make_plan, planned
 from pipeline.estimate import estimate_seconds
-from pipeline.ingest import FORMATS, ingest
+from pipeline.ingest import FORMATS, MAX_LENGTH, ingest
 from pipeline.ingest.freeze import Ingested
 from pipeline.join_options import ConsistencyOption, EpsilonOption, TauOption
-from pipeline.sample import write_sample
+from pipeline.sample import MOST_ITEMS, MOST_USERS, write_sample
 from pipeline.show import show
 from pipeline.sign import SignedByOption, check_signed_here
 
@@ -69,7 +69,9 @@ def ingest_command(
         int | None,
         typer.Option(help="Least interactions of a user and an item; 5, or 0 if filtered already."),
     ] = None,
-    max_length: Annotated[int, typer.Option(help="Histories are cut to so many items.")] = 50,
+    max_length: Annotated[
+        int, typer.Option(help="Histories are cut to so many items.", max=MAX_LENGTH)
+    ] = 50,
     anonymise: Annotated[
         bool, typer.Option("--anonymise", help="Leave the users' ids out.")
     ] = False,
@@ -102,8 +104,8 @@ def ingest_command(
 @app.command(short_help="Write a small generated shop to try things on.")
 def sample(
     out: Annotated[Path, typer.Option(help="Folder for the two Parquet files.")],
-    users: Annotated[int, typer.Option(help="How many shoppers.", min=50)] = 3000,
-    items: Annotated[int, typer.Option(help="How many products.", min=96)] = 1600,
+    users: Annotated[int, typer.Option(help="How many shoppers.", min=50, max=MOST_USERS)] = 3000,
+    items: Annotated[int, typer.Option(help="How many products.", min=96, max=MOST_ITEMS)] = 1600,
     seed: Annotated[int, typer.Option(help="Of the generator.", min=0)] = 7,
 ) -> None:
     """Write a generated shop whose texts tell something of what is bought next."""
@@ -124,9 +126,9 @@ def plan(
         InstanceKind, typer.Option(help="Every prefix of a user, or only the last.")
     ] = _PLAN.instances,
     batch_size: Annotated[int, typer.Option(help="Instances in a batch.")] = _PLAN.batch_size,
-    buckets: Annotated[int, typer.Option(help="Difficulty levels.")] = _PLAN.buckets,
+    buckets: Annotated[int, typer.Option(help="Difficulty levels.", max=MOST)] = _PLAN.buckets,
     rounds: Annotated[
-        int, typer.Option(help="Standard rounds, each with its own batches.")
+        int, typer.Option(help="Standard rounds, each with its own batches.", max=MOST)
     ] = _PLAN.rounds,
     alpha: Annotated[float, typer.Option(help="Weight of popularity in eq. 1.")] = _PLAN.alpha,
     popularity: Annotated[
@@ -319,8 +321,9 @@ def _tell_ingested(out: Path, result: Ingested) -> None:
         (counts.interactions_before - counts.interactions, core),
     ]
     told = [f"{number:,} {what}" for number, what in dropped if number]
+    captions = [f"interactions dropped: {', '.join(told)}"] if told else []
     if counts.items_without_text:
-        told.append(f"{console.count(counts.items_without_text, 'item')} kept without a text")
+        captions.append(f"{console.count(counts.items_without_text, 'item')} kept without a text")
     features = f", item vectors {', '.join(result.features)}" if result.features else ""
     console.table(
         f"{out}: from {result.format}{features}, {result.dataset.digest[:19]}",
@@ -330,7 +333,7 @@ def _tell_ingested(out: Path, result: Ingested) -> None:
             ["users", f"{counts.users_before:,}", f"{counts.users:,}"],
             ["items", f"{counts.items_before:,}", f"{counts.items:,}"],
         ],
-        caption=f"interactions dropped: {', '.join(told)}" if told else "",
+        caption="\n".join(captions),
     )
 
 

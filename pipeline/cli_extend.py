@@ -57,6 +57,11 @@ def extend_command(
 
     New users, items and interactions get batches of their own, and the teacher is asked about these alone.
     """
+    if text is None and pooling != "mean":
+        raise UsageError(
+            f"--pooling {pooling} is for the model that --text names; name it, or leave --pooling away.",
+            code="extend.unused_pooling",
+        )
     use_threads(threads)
     old, later = Store.open(store), open_dataset(data, deep=True)
     growth = join(old.dataset, later)

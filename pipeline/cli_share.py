@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cache.remote import locate
+from cache.errors import UsageError
+from cache.remote import Location, locate
 from pipeline import console
 from pipeline.share import Moved, merge, pull, push
 from pipeline.sign import SignedByOption, sign_store
@@ -38,7 +39,7 @@ def push_command(
     teacher: TeacherOption = None,
 ) -> None:
     """Copy a store, or what it keeps of some teachers, to where others can pull it; goes on where it was stopped."""
-    place = locate(url)
+    place = _located(url)
     with console.progress(f"{store}: push", unit="bytes") as report:
         done = push(store, place, teacher or (), lambda at, total: report(at, total, ""))
     _tell(place.label, "sent", done)
@@ -58,8 +59,14 @@ def pull_command(
     signed_by: SignedByOption = None,
 ) -> None:
     """Copy a store, or what it keeps of some teachers, from where it was pushed to; goes on where it was stopped."""
-    place = locate(url)
-    target = cache or Path("cache") / place.name
+    place = _located(url)
+    target = Path("cache") / place.name if cache is None else cache
+    if not target.name or (cache is None and place.name in {".", ".."}):
+        raise UsageError(
+            f"{place.label if cache is None else target}: gives the copy no name; "
+            "say where it goes with --cache cache/NAME.",
+            code="share.no_name",
+        )
     with console.progress(f"{target}: pull", unit="bytes") as report:
         done = pull(
             place,
@@ -100,6 +107,17 @@ def sign_command(
     console.say(f"{store}: signed, {', '.join(part.folder for part in reversed(found.parts))}")
     console.say(f"digest {found.digest}")
     console.hint(f"kd-cache verify {store} --signed-by PUBLIC.pem")
+
+
+def _located(url: str) -> Location:
+    """Where a store is; an empty URL would be the working directory."""
+    place = locate(url)
+    if not place.path:
+        raise UsageError(
+            "the URL is empty; a folder, s3://BUCKET/PATH, gs://, az:// or hf://datasets/OWNER/NAME was expected.",
+            code="share.bad_url",
+        )
+    return place
 
 
 def _tell(where: str, verb: str, done: Moved) -> None:

@@ -8,6 +8,7 @@ lines are made for 80 columns.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import signal
@@ -55,6 +56,7 @@ Report = Callable[[float, float, str], None]
 _PLAIN_EVERY = 10.0
 _PIPED_WIDTH = 100
 _ENDLESS = 1 << 20
+_BAD_OPTION, _REFUSED = "config.bad_option", "disk.refused"
 _SIGNALS = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
 
 _err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -191,6 +193,9 @@ def progress(title: str, *, unit: Literal["", "bytes"] = "") -> Iterator[Report]
 
 def run(app: typer.Typer, name: str) -> NoReturn:
     """Run a command line to its exit: 0, or the status of what went wrong, said in one line."""
+    if sys.stdout is None:  # the next file that is opened would get its number
+        closed = "standard output: is closed; direct it to a file or to /dev/null"
+        _fail(name, f"{closed}.  [{_REFUSED}]", DiskError.exit)
     # the OpenMP threads of torch spin for work that a two-core machine has better use for
     os.environ.setdefault("KMP_BLOCKTIME", "1")
     for number in _SIGNALS:
@@ -211,11 +216,12 @@ def run(app: typer.Typer, name: str) -> NoReturn:
         where = context.command_path if (context := getattr(error, "ctx", None)) else name
         message = getattr(error, "format_message", error.__str__)().removesuffix(".")
         message = message.replace("Value error, ", "")  # of the library that checks values
-        _fail(where, f"{message}; try `{where} --help`.", 2)
-    except OSError as error:  # of a file that nobody thought of
-        if error.filename is None:
+        _fail(where, f"{message}; try `{where} --help`.  [{_BAD_OPTION}]", 2)
+    except OSError as error:  # of standard output, or of a file that nobody thought of
+        if error.errno is None:
             raise
-        _fail(name, f"{error.filename}: {error.strerror}; mend that and try again.", DiskError.exit)
+        what = f"{error.filename or 'standard output or a file'}: {error.strerror}"
+        _fail(name, f"{what}; mend that and try again.  [{_REFUSED}]", DiskError.exit)
     except _StoppedError as stopped:
         _fail(
             name,
@@ -239,6 +245,11 @@ def _stop(number: int, _frame: FrameType | None) -> None:
 def _fail(name: str, message: str, status: int) -> NoReturn:
     for number in _SIGNALS:  # it is over already
         signal.signal(number, signal.SIG_IGN)
+    if sys.stdout is not None:
+        try:
+            sys.stdout.flush()
+        except OSError:  # it is what went wrong; Python would complain of it once more
+            sys.stdout = io.StringIO()
     line = re.sub(r"\s*\n\s*", " ", message)
     print(f"{name}: {line}", file=sys.stderr, flush=True)
     sys.exit(status)

@@ -18,6 +18,7 @@ from cache.errors import UsageError
 from cache.plan import Plan, PlannedBatch, first_appearance, write_plan
 
 __all__ = [
+    "MOST",
     "Estimate",
     "PlanSettings",
     "Popularity",
@@ -30,6 +31,8 @@ __all__ = [
 ]
 
 Popularity: TypeAlias = Literal["max", "log", "share", "raw"]
+
+MOST = 2**15 - 1  #: buckets, and rounds: a plan numbers them in int16
 
 _BLOCK = 1 << 20
 
@@ -52,6 +55,11 @@ class PlanSettings:
             f"{name} {getattr(self, name)} (at least {least})"
             for name, least in (("batch_size", 2), ("buckets", 1), ("rounds", 1), ("seed", 0))
             if getattr(self, name) < least
+        ]
+        wrong += [
+            f"{name} {getattr(self, name)} (at most {MOST})"
+            for name in ("buckets", "rounds")
+            if getattr(self, name) > MOST
         ]
         if not self.alpha > 0:
             wrong.append(f"alpha {self.alpha} (above 0)")
@@ -149,8 +157,13 @@ def planned(
     settings.check()
     users, ends = dataset.training_instances(settings.instances)
     if not len(users):
+        remedy = (
+            "ingest with a smaller --k-core"
+            if dataset.manifest.settings.get("k_core")
+            else "ingest a log with longer histories"
+        )
         raise UsageError(
-            f"{dataset.path}: no user has two items to train on; ingest with a smaller --k-core.",
+            f"{dataset.path}: no user has two items to train on; {remedy}.",
             code="plan.no_instances",
         )
     ssl = difficulty(dataset, users, ends, alpha=settings.alpha, kind=settings.popularity)

@@ -19,7 +19,9 @@ from cache.atomic import staging
 from cache.errors import UsageError
 from cache.tables import write_table
 
-__all__ = ["write_sample"]
+__all__ = ["MOST_ITEMS", "MOST_USERS", "write_sample"]
+
+MOST_USERS = MOST_ITEMS = 10_000_000  #: all are held in memory
 
 #: topic -> department, brands, steps in the order shoppers take them (category: two wordings of the product)
 _TOPICS: dict[str, tuple[str, tuple[str, ...], dict[str, tuple[str, str]]]] = {
@@ -232,7 +234,7 @@ def write_sample(out_dir: Path, *, users: int = 3000, items: int = 1600, seed: i
         seed: the same seed gives the same bytes.
 
     Raises:
-        UsageError: too few users or items.
+        UsageError: too few users or items, or too many.
         StoreError: `out_dir` is there already.
     """
     steps = sum(len(steps) for _, _, steps in _TOPICS.values())
@@ -240,6 +242,11 @@ def write_sample(out_dir: Path, *, users: int = 3000, items: int = 1600, seed: i
         raise UsageError(
             f"sample of {users} users and {items} items: at least 1 and {steps} were expected.",
             code="sample.too_small",
+        )
+    if users > MOST_USERS or items > MOST_ITEMS:
+        raise UsageError(
+            f"sample of {users} users and {items} items: at most {MOST_USERS} and {MOST_ITEMS} were expected.",
+            code="sample.too_large",
         )
     rng = random.Random(seed)
     products = _products(items, rng)

@@ -9,7 +9,9 @@ import typer
 __all__ = ["ThreadsOption", "use_threads"]
 
 ThreadsOption = Annotated[
-    int, typer.Option(help="Processor threads; 0 takes torch's choice.", min=0)
+    int,
+    # thousands more than there are processors crash OpenMP
+    typer.Option(help="Processor threads; 0 takes torch's choice.", min=0, max=1024),
 ]
 
 

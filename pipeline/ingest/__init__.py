@@ -22,7 +22,9 @@ from pipeline.ingest.source import Source
 from pipeline.ingest.tables import read_tables
 from pipeline.ingest.unisrec import read_unisrec
 
-__all__ = ["FORMATS", "PARTS", "Counts", "Ingested", "detect", "ingest"]
+__all__ = ["FORMATS", "MAX_LENGTH", "PARTS", "Counts", "Ingested", "detect", "ingest"]
+
+MAX_LENGTH = 1 << 16  #: a dataset that speaks of longer histories is not opened
 
 
 def ingest(
@@ -60,9 +62,9 @@ def ingest(
             f"format {format!r}: is not known; one of {', '.join(FORMATS)} was expected.",
             code="ingest.unknown_format",
         )
-    if max_length < 1 or (k_core is not None and k_core < 0):
+    if not 1 <= max_length <= MAX_LENGTH or (k_core is not None and k_core < 0):
         raise UsageError(
-            f"max_length {max_length} and k_core {k_core}: at least 1 and at least 0 were expected.",
+            f"max_length {max_length} and k_core {k_core}: 1 to {MAX_LENGTH} and at least 0 were expected.",
             code="ingest.bad_setting",
         )
     if out.exists():  # before hours of parsing, not after
@@ -74,6 +76,10 @@ def ingest(
     for path in (source, items):
         if path is not None:
             must_exist(path)
+    if items is not None and items.is_dir():
+        raise UsageError(
+            f"{items}: is a folder; one file of item texts was expected.", code="ingest.no_source"
+        )
     found = detect(source) if format is None else format
     parsed = _parse(source, found, items, columns or {})
     of_items = set(columns or {}) - set(EVENT_PARTS)
@@ -105,7 +111,7 @@ def _parse(source: Path, name: str, items: Path | None, columns: Mapping[str, st
             code="ingest.unused_setting",
         )
     if name in {"csv", "parquet"}:
-        return read_tables(source, items=items, columns=columns)
+        return read_tables(source, format=name, items=items, columns=columns)
     if name == "recbole":
         return read_recbole(source, items=items, columns=columns)
     if name == "unisrec":

@@ -135,7 +135,10 @@ def _read_metadata(path: Path, dialect: Dialect, wanted: frozenset[str]) -> Cata
         if problem:
             errors.add(row, dialect.item, problem)
         elif item in wanted:
-            catalogue.put(item, _texts(value, dialect))
+            try:
+                catalogue.put(item, _texts(value, dialect))
+            except RecursionError:
+                errors.add(row, "line", "is nested too deep for texts")
     errors.raise_any()
     return catalogue
 

@@ -2,7 +2,8 @@
 
 Events take Arrow's reader: ids straight into dictionaries, a column of ten million ids in 40 MB. Only where that fails
 is the file read again row by row in Python, at about half a million rows a second, to say which rows are wrong.
-Refuses ragged rows, bytes that are not UTF-8, NUL bytes, empty ids, bad times, a gzip stream that ends early.
+Refuses ragged rows, quoted cells that are not closed, bytes that are not UTF-8, NUL bytes, empty ids, bad times, a gzip
+stream that ends early.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import contextlib
 import csv
 import gzip
+import itertools
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 
@@ -31,7 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["Layout", "broken_stream", "delimited", "open_text", "read_events", "records"]
 
 _DELIMITERS = ",\t;|"
-_BLOCK = 1 << 23
+_BLOCK = 1 << 23  # the longest row that Arrow takes, and the longest cell that Python may
+_TAIL = 1 << 16
+_NOT_CLOSED = "opens a quoted cell that is not closed; a double quote was expected at its end, two for one inside"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +73,13 @@ def delimited(
         raise InputError(
             f"{path}:1: header: the file is empty or begins with an empty line; column names were expected.",
             code="ingest.empty",
+        )
+    if (
+        first.startswith("\udcff\udcfe") or "\0" in first
+    ):  # the mark of UTF-16, and half of its letters
+        raise InputError(
+            f"{path}:1: header: is not UTF-8, perhaps UTF-16; save the file as UTF-8.",
+            code="ingest.bad_header",
         )
     if delimiter is None:
         delimiter = max(_DELIMITERS, key=first.count)
@@ -108,10 +121,14 @@ def records(layout: Layout, errors: RowErrors) -> Iterator[tuple[int, list[str]]
             for _ in range(layout.header_lines):
                 file.readline()
                 line += 1
-            reader = _reader(file, layout.delimiter, layout.quoted)
+            lines, again = itertools.tee(file)
+            reader = _reader(lines, layout.delimiter, layout.quoted)
             for cells in reader:
-                row, line = line + 1, layout.header_lines + reader.line_num
-                if len(cells) == width:
+                before, line = line, layout.header_lines + reader.line_num
+                row, text = before + 1, list(itertools.islice(again, line - before))
+                if layout.quoted and not _closed(text, layout.delimiter):
+                    errors.add(row, "row", _NOT_CLOSED)
+                elif len(cells) == width:
                     yield row, cells
                 elif cells:
                     errors.add(row, "row", f"has {len(cells)} cells; {width} were expected")
@@ -127,6 +144,12 @@ def open_text(path: Path) -> IO[str]:
         if path.suffix == ".gz":
             return gzip.open(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="")
         return path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _open_bytes(path: Path) -> pa.NativeFile:
+    """`path` as Arrow reads it, gunzipped where its name ends in .gz."""
+    with disk_errors(path):
+        return pa.input_stream(str(path), compression="gzip" if path.suffix == ".gz" else None)
 
 
 @contextlib.contextmanager
@@ -150,12 +173,9 @@ def _fast(layout: Layout, user: str, item: str, time: str | None) -> Events | No
     types = {user: ids, item: ids}
     if time is not None:
         types[time] = pa.string()
-    compression = "gzip" if layout.path.suffix == ".gz" else None
     try:
-        with disk_errors(layout.path):
-            stream = pa.input_stream(str(layout.path), compression=compression)
         table = pyarrow.csv.read_csv(
-            stream,
+            _open_bytes(layout.path),
             read_options=pyarrow.csv.ReadOptions(
                 skip_rows=layout.header_lines, column_names=list(layout.names), block_size=_BLOCK
             ),
@@ -173,6 +193,8 @@ def _fast(layout: Layout, user: str, item: str, time: str | None) -> Events | No
     users, items = encode_ids(table[user]), encode_ids(table[item])
     times = None if time is None else parse_times(table[time])
     if bad_ids(users) or bad_ids(items) or (times is None and time is not None):
+        return None
+    if layout.quoted and not _closed_everywhere(layout, table.num_rows):
         return None
     return Events(path=layout.path, users=users, items=items, times=times)
 
@@ -196,7 +218,46 @@ def _slow(layout: Layout, user: str, item: str, time: str | None) -> Events:
     return Events(path=layout.path, users=users, items=items, times=times)
 
 
+def _closed_everywhere(layout: Layout, rows: int) -> bool:
+    """Whether each quoted cell of the `rows` rows is closed: Arrow lets one run on over all that follows."""
+    if _a_line_a_row(layout, rows):
+        return True
+    errors = RowErrors(layout.path)
+    for _ in records(layout, errors):
+        pass
+    return not errors.count
+
+
+def _a_line_a_row(layout: Layout, rows: int) -> bool:
+    """Whether each row is a line of its own and the last one has its quotes in pairs, seen without cutting cells."""
+    lines = quotes = 0
+    ended, tail = True, b""
+    with disk_errors(layout.path), _open_bytes(layout.path) as stream:
+        while block := stream.read(_BLOCK):
+            quotes += block.count(b'"')
+            text = np.frombuffer(block, np.uint8)
+            ends = (text == ord("\n")) | (text == ord("\r"))
+            lines += int(np.count_nonzero(ends[:-1] & ~ends[1:])) + (ended and not ends[0])
+            ended, tail = bool(ends[-1]), (tail + block)[-_TAIL:]
+    if not quotes:
+        return True
+    last = re.split(rb"[\r\n]", tail.rstrip(b"\r\n"))[-1]
+    return lines - layout.header_lines == rows and not last.count(b'"') % 2 and len(last) < _TAIL
+
+
+def _closed(lines: Sequence[str], delimiter: str) -> bool:
+    """Whether the quoted cells of one row are closed; stray quotes of a row on one line swallow nothing and are let be."""
+    if len(lines) == 1 and not lines[0].count('"') % 2:
+        return True
+    try:
+        next(csv.reader(lines, delimiter=delimiter, strict=True))
+    except csv.Error:
+        return False
+    return True
+
+
 def _reader(lines: Iterable[str], delimiter: str, quoted: bool) -> CellReader:
+    csv.field_size_limit(_BLOCK)
     if quoted:
         return csv.reader(lines, delimiter=delimiter)
     return csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, quotechar=None)

@@ -13,7 +13,7 @@ from pipeline.ingest.delimited import broken_stream, open_text
 from pipeline.ingest.jsonlines import first_object
 from pipeline.ingest.recbole import interaction_files
 from pipeline.ingest.recformer import FILES
-from pipeline.ingest.tables import find_table
+from pipeline.ingest.tables import SUFFIXES, find_tables
 from pipeline.ingest.unisrec import dataset_names
 
 __all__ = ["FORMATS", "detect", "must_exist"]
@@ -27,7 +27,7 @@ def detect(source: Path) -> str:
     """The name of the format.
 
     Raises:
-        UsageError: ``ingest.no_source``, ``ingest.unknown_format``.
+        UsageError: ``ingest.no_source``, ``ingest.unknown_format``, ``ingest.two_formats``.
     """
     must_exist(source)
     found = _of_folder(source) if source.is_dir() else _of_file(source)
@@ -50,9 +50,17 @@ def must_exist(path: Path) -> None:
 
 
 def _of_folder(folder: Path) -> str | None:
-    table = find_table(folder, "interactions")
-    if table is not None:
-        return "parquet" if table.suffix == ".parquet" else "csv"
+    tables = {
+        kind: found for kind in SUFFIXES if (found := find_tables(folder, "interactions", kind))
+    }
+    if len(tables) > 1:
+        names = " and ".join(found[0].name for found in tables.values())
+        raise UsageError(
+            f"{folder}: has {names}; say which with --format: {', '.join(tables)}.",
+            code="ingest.two_formats",
+        )
+    if tables:
+        return next(iter(tables))
     if dataset_names(folder):
         return "unisrec"
     if interaction_files(folder):

@@ -54,8 +54,9 @@ def freeze(source: Source, out: Path, *, k: int, max_length: int, anonymise: boo
     """Filter, order, number and write.
 
     Raises:
-        InputError: nothing is left, or an item has no feature row.
+        InputError: nothing is left, the catalogue is of other items, or an item has no feature row.
     """
+    _refuse_other_items(source)
     events = source.events
     rows = np.arange(len(events.users.codes))
     if source.only_listed and source.catalogue is not None:
@@ -68,7 +69,7 @@ def freeze(source: Source, out: Path, *, k: int, max_length: int, anonymise: boo
     user_codes, offsets = _starts(users[kept])
     item_codes = np.flatnonzero(np.bincount(items[kept]))
     users_before, items_before = len(_distinct(users)), len(_distinct(items))
-    if not len(kept):
+    if not len(kept):  # so k is above 0
         raise InputError(
             f"{events.path}: nothing is left of {len(ordered):,} interactions of {users_before:,} users with "
             f"{items_before:,} items after the {k}-core; ingest with a smaller --k-core.",
@@ -108,6 +109,19 @@ def freeze(source: Source, out: Path, *, k: int, max_length: int, anonymise: boo
         k_core=k,
         features=tuple(sorted(features)),
     )
+
+
+def _refuse_other_items(source: Source) -> None:
+    """Refuse a catalogue that lists no item of the log, as one with other ids does: all texts would be lost."""
+    catalogue, events = source.catalogue, source.events
+    if catalogue is None or not (catalogue.texts or source.only_listed):
+        return
+    if not any(name in catalogue.texts for name in events.items.names.to_pylist()):
+        raise InputError(
+            f"{events.path}: none of its {len(events.items.names):,} items, {events.items.names[0].as_py()!r} the "
+            f"first, is listed in {catalogue.path}; name the file that lists them with --items.",
+            code="ingest.nothing_left" if source.only_listed else "ingest.none_listed",
+        )
 
 
 def _in_order(events: Events, rows: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -167,7 +181,8 @@ def _features(source: Source, items: list[str]) -> dict[str, NDArray[np.float32]
     places = [known[item] for item in items]
     features: dict[str, NDArray[np.float32]] = {}
     for name, matrix in source.features.items():
-        vectors_VD: NDArray[Any] = np.asarray(matrix[places], np.float32)
+        with np.errstate(over="ignore"):  # told below
+            vectors_VD: NDArray[Any] = np.asarray(matrix[places], np.float32)
         broken = np.flatnonzero(~np.isfinite(vectors_VD).all(axis=1))
         if len(broken):
             raise InputError(

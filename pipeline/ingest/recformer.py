@@ -55,7 +55,18 @@ def read_recformer(source: Path) -> Source:
             raise InputError(
                 f"{catalogue.path}: {product}: is not an object of texts.", code="ingest.bad_json"
             )
-        catalogue.put(product, {name: fields[name] for name in _TEXTS if name in fields})
+        try:
+            catalogue.put(product, {name: fields[name] for name in _TEXTS if name in fields})
+        except RecursionError as error:
+            raise InputError(
+                f"{catalogue.path}: {product}: is nested too deep for texts; a string or a list was expected.",
+                code="ingest.bad_json",
+            ) from error
+    if meta and not catalogue.texts:
+        raise InputError(
+            f"{catalogue.path}: lists none of the items with interactions; the files do not belong together.",
+            code="ingest.bad_index",
+        )
     events = Events(
         path=source / "train.json",
         users=encode_ids(pa.array(users, pa.string())),
@@ -66,6 +77,11 @@ def read_recformer(source: Path) -> Source:
 
 
 def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(
+            f"{path}: is not there; {', '.join(FILES[:-1])} and {FILES[-1]} were expected together.",
+            code="ingest.missing_file",
+        )
     try:
         with disk_errors(path):
             value = json.loads(path.read_bytes())

@@ -19,7 +19,17 @@ from numpy.typing import NDArray
 from cache.dataset import ITEM_COLUMNS
 from pipeline.ingest.clean import clean_text
 
-__all__ = ["Catalogue", "Codes", "Events", "Ids", "Source", "bad_ids", "encode_ids", "id_problem"]
+__all__ = [
+    "Catalogue",
+    "Codes",
+    "Events",
+    "Ids",
+    "Source",
+    "bad_ids",
+    "decoded",
+    "encode_ids",
+    "id_problem",
+]
 
 Codes: TypeAlias = NDArray[np.int32]
 
@@ -118,7 +128,7 @@ def bad_ids(ids: Ids) -> dict[str, NDArray[np.bool_]]:
     found: dict[str, NDArray[np.bool_]] = {}
     problems = [id_problem(name) for name in _suspects(ids.names)]
     if any(problems):
-        listed = [id_problem(name) for name in ids.names.to_pylist()]
+        listed = [id_problem(name) for name in decoded(ids.names)]
         for what in sorted({problem for problem in listed if problem}):
             wrong = np.flatnonzero([problem == what for problem in listed])
             found[what] = np.isin(ids.codes, wrong)
@@ -128,8 +138,18 @@ def bad_ids(ids: Ids) -> dict[str, NDArray[np.bool_]]:
     return found
 
 
+def decoded(texts: pa.Array | pa.ChunkedArray) -> list[str]:
+    """Texts without nulls as Python has them; bytes that are not UTF-8, which Parquet may hold, as lone surrogates."""
+    raw = texts.cast(pa.large_binary()).to_pylist()
+    return [text.decode("utf-8", "surrogateescape") for text in raw]
+
+
 def _suspects(names: pa.Array) -> list[str]:
     """The names that may have a problem: found with compute kernels, no Python per name."""
+    try:
+        names.validate(full=True)  # the kernels do not look at all bytes
+    except pa.ArrowInvalid:
+        return decoded(names)
     blank = pc.equal(pc.utf8_trim_whitespace(names), "")
     return list(names.filter(pc.or_(blank, pc.match_substring(names, "\0"))).to_pylist())
 

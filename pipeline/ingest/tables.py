@@ -23,7 +23,15 @@ from cache.errors import InputError
 from pipeline.ingest.columns import EVENT_PARTS, ITEM_PARTS, find_columns
 from pipeline.ingest.delimited import delimited, read_events, records
 from pipeline.ingest.rows import RowErrors
-from pipeline.ingest.source import Catalogue, Events, Source, bad_ids, encode_ids, id_problem
+from pipeline.ingest.source import (
+    Catalogue,
+    Events,
+    Source,
+    bad_ids,
+    decoded,
+    encode_ids,
+    id_problem,
+)
 from pipeline.ingest.times import (
     LIMIT,
     OUT_OF_RANGE,
@@ -33,42 +41,48 @@ from pipeline.ingest.times import (
     parse_times,
 )
 
-__all__ = ["find_table", "read_catalogue", "read_features", "read_tables"]
+__all__ = ["SUFFIXES", "find_tables", "read_catalogue", "read_features", "read_tables"]
 
-_SUFFIXES = (".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
+SUFFIXES: Mapping[str, Sequence[str]] = {
+    "parquet": (".parquet",),
+    "csv": (".csv", ".tsv", ".csv.gz", ".tsv.gz"),
+}
 _FEATURES = ("text", "image")
 
 
-def find_table(folder: Path, stem: str) -> Path | None:
-    """`stem` with the first suffix that is there."""
-    return next((p for s in _SUFFIXES if (p := folder / f"{stem}{s}").is_file()), None)
+def find_tables(folder: Path, stem: str, format: str) -> list[Path]:
+    """`stem` with each suffix of `format` that is there."""
+    return [p for s in SUFFIXES[format] if (p := folder / f"{stem}{s}").is_file()]
 
 
-def read_tables(source: Path, *, items: Path | None, columns: Mapping[str, str]) -> Source:
+def read_tables(
+    source: Path, *, format: str, items: Path | None, columns: Mapping[str, str]
+) -> Source:
     """Parse a folder or an events file.
 
     Args:
+        format: csv or parquet, whatever the file's name ends in.
         items: the items file; in a folder, and beside a file named interactions.*, it is found by name.
         columns: the file's own names for user, item, time, title, brand, category, description, image.
     """
     path = source
     if source.is_dir():
-        found = find_table(source, "interactions")
-        if found is None:
+        found = find_tables(source, "interactions", format)
+        if not found:
             raise InputError(
                 f"{source}: has no interactions file; one of "
-                f"{', '.join('interactions' + s for s in _SUFFIXES)} was expected.",
+                f"{', '.join('interactions' + s for s in SUFFIXES[format])} was expected.",
                 code="ingest.missing_file",
             )
-        path = found
+        path = _only(found, "name the file itself")
     if items is None and path.name.startswith("interactions."):
-        items = find_table(path.parent, "items")
-    parquet = path.suffix == ".parquet"
+        items = _items_beside(path, format)
+    parquet = format == "parquet"
     events = _parquet_events(path, columns) if parquet else _delimited_events(path, columns)
     catalogue = None if items is None else read_catalogue(items, columns)
     features = {} if catalogue is None or items is None else read_features(items.parent, catalogue)
     return Source(
-        format="parquet" if parquet else "csv",
+        format=format,
         events=events,
         catalogue=catalogue,
         features=features,
@@ -119,6 +133,12 @@ def read_features(folder: Path, catalogue: Catalogue) -> dict[str, NDArray[np.fl
                 "numpy.save of a float matrix was expected.",
                 code="ingest.bad_features",
             ) from error
+        if not isinstance(matrix, np.ndarray):  # an .npz by another name
+            matrix.close()
+            raise InputError(
+                f"{path}: is an archive of arrays; numpy.save of one float matrix was expected.",
+                code="ingest.bad_features",
+            )
         if matrix.ndim != 2 or len(matrix) != rows or matrix.dtype.kind != "f":
             raise InputError(
                 f"{path}: holds {matrix.dtype} of shape {matrix.shape}; floats of shape ({rows}, d) were "
@@ -127,6 +147,23 @@ def read_features(folder: Path, catalogue: Catalogue) -> dict[str, NDArray[np.fl
             )
         features[name] = matrix
     return features
+
+
+def _only(found: Sequence[Path], remedy: str) -> Path:
+    if len(found) > 1:
+        raise InputError(
+            f"{found[0].parent}: has {' and '.join(p.name for p in found)}; one was expected, {remedy}.",
+            code="ingest.missing_file",
+        )
+    return found[0]
+
+
+def _items_beside(path: Path, format: str) -> Path | None:
+    """The items file beside the events: of the same format if there is one, else of the other."""
+    for kind in sorted(SUFFIXES, key=lambda kind: kind != format):
+        if found := find_tables(path.parent, "items", kind):
+            return _only(found, "say which with --items")
+    return None
 
 
 def _delimited_events(path: Path, columns: Mapping[str, str]) -> Events:
@@ -141,6 +178,7 @@ def _parquet_events(path: Path, columns: Mapping[str, str]) -> Events:
     found = find_columns(
         path, names, EVENT_PARTS, chosen=columns, required=("user", "item"), header_row=0
     )
+    _check_once(path, names, found)
     ids = [found["user"], found["item"]]
     with _parquet_errors(path):
         table = pq.read_table(path, columns=list(found.values()), read_dictionary=ids)
@@ -168,8 +206,8 @@ def _column_times(path: Path, table: pa.Table, name: str, errors: RowErrors) -> 
         return None
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
         times = parse_times(column)
-        return column_of_times(column.to_pylist(), name, errors) if times is None else times
-    if pa.types.is_temporal(kind):
+        return column_of_times(decoded(column), name, errors) if times is None else times
+    if pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_duration(kind):
         moments = column.cast(pa.timestamp("us"), safe=False) if pa.types.is_date(kind) else column
         values: Times = moments.cast(pa.int64()).to_numpy()
     elif pa.types.is_integer(kind) or pa.types.is_floating(kind):
@@ -186,11 +224,20 @@ def _column_times(path: Path, table: pa.Table, name: str, errors: RowErrors) -> 
     return values
 
 
+def _check_once(path: Path, names: Sequence[str], found: Mapping[str, str]) -> None:
+    """Refuse a column in use that the file has twice; Parquet lets it."""
+    for name in found.values():
+        if names.count(name) > 1:
+            raise InputError(
+                f"{path}: {name}: stands {names.count(name)} times among the columns; once was expected.",
+                code="ingest.bad_header",
+            )
+
+
 def _check_type(path: Path, name: str, kind: pa.DataType) -> None:
     value = kind.value_type if pa.types.is_dictionary(kind) else kind
-    if not (
-        pa.types.is_string(value) or pa.types.is_large_string(value) or pa.types.is_integer(value)
-    ):
+    texts = pa.types.is_string(value) or pa.types.is_large_string(value)
+    if not (texts or pa.types.is_string_view(value) or pa.types.is_integer(value)):
         raise InputError(
             f"{path}: {name}: is a column of {kind}; text or whole numbers were expected.",
             code="ingest.bad_type",
@@ -201,9 +248,11 @@ def _check_type(path: Path, name: str, kind: pa.DataType) -> None:
 def _parquet_errors(path: Path) -> Iterator[None]:
     """Turn what pyarrow raises on a damaged file into an InputError."""
     try:
-        with disk_errors(path):
-            yield
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # pyarrow's own have none
+            with disk_errors(path):
+                raise
         raise InputError(
             f"{path}: cannot be read as Parquet ({str(error).splitlines()[0][:160]}); "
             "fetch or write the file again.",
@@ -214,14 +263,17 @@ def _parquet_errors(path: Path) -> Iterator[None]:
 def _parquet_rows(path: Path, columns: Mapping[str, str]) -> Iterator[tuple[int, dict[str, Any]]]:
     with _parquet_errors(path):
         file = pq.ParquetFile(path)
+        schema = file.schema_arrow
         found = find_columns(
             path,
-            file.schema_arrow.names,
+            schema.names,
             ITEM_PARTS,
-            chosen=_of_items(columns, file.schema_arrow.names),
+            chosen=_of_items(columns, schema.names),
             required=("item",),
             header_row=0,
         )
+        _check_once(path, schema.names, found)
+        _check_type(path, found["item"], schema.field(found["item"]).type)
         row = 0
         for batch in file.iter_batches(columns=list(found.values())):
             lists = [batch.column(name).to_pylist() for name in found.values()]

@@ -40,7 +40,10 @@ _EXPECTED = {None: "a number or an ISO 8601 date", False: "a number", True: "an 
 
 def parse_times(texts: pa.ChunkedArray) -> Times | None:
     """[n] times of a column of strings, or None where at least one is bad or Arrow cannot say."""
-    texts = pc.utf8_trim_whitespace(texts)
+    try:
+        texts = pc.utf8_trim_whitespace(texts)
+    except pa.ArrowInvalid:  # not UTF-8
+        return None
     values: NDArray[np.int64] | NDArray[np.float64] | None = None
     for target in (pa.int64(), pa.float64(), pa.timestamp("us")):
         try:

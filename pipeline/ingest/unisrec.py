@@ -10,6 +10,7 @@ Source: dataset/preprocessing in https://github.com/RUCAIBox/UniSRec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -28,6 +29,7 @@ __all__ = ["dataset_names", "read_unisrec"]
 
 _FEATURES = ("feat1CLS", "feat3CLS")
 _FLOAT = 4
+_INDEX = re.compile(r"\d{1,18}", re.ASCII)
 
 
 class _Prefix:
@@ -183,6 +185,7 @@ def _index(path: Path) -> dict[str, str] | None:
         return None
     errors = RowErrors(path)
     raw: dict[str, str] = {}
+    known: set[str] = set()
     with open_text(path) as file, broken_stream(path):
         for row, line in enumerate(file, start=1):
             cells = line.rstrip("\r\n").split("\t")
@@ -192,10 +195,14 @@ def _index(path: Path) -> dict[str, str] | None:
             problem = id_problem(cells[0])
             if problem:
                 errors.add(row, "id", problem)
-            elif not (cells[1].isascii() and cells[1].isdigit()) or cells[1] in raw:
-                errors.add(row, "index", f"{cells[1]!r}; whole numbers, each once, were expected")
+            elif cells[0] in known:
+                errors.add(row, "id", f"{cells[0]!r} is listed a second time; once was expected")
+            elif not _INDEX.fullmatch(cells[1]) or cells[1] in raw:
+                shown = repr(cells[1][:40])
+                errors.add(row, "index", f"{shown}; whole numbers, each once, were expected")
             else:
                 raw[cells[1]] = cells[0]
+            known.add(cells[0])
     errors.raise_any()
     if sorted(map(int, raw)) != list(range(len(raw))):
         raise InputError(
@@ -247,6 +254,8 @@ def _texts(path: Path, raw_items: Mapping[str, str] | None) -> Catalogue:
         if raw_items is not None:
             item = raw_items.get(item, "")
         problem = id_problem(item) if item else "is not in the .item2index file"
+        if item in catalogue.texts and not problem:
+            problem = f"{item!r} is listed a second time; once was expected"
         if problem:
             errors.add(row, "item_id", problem)
         if id_problem(f".{text}"):

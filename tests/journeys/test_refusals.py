@@ -180,6 +180,17 @@ def test_without_scores_building_is_named_and_nothing_is_trained(home: Path) -> 
     refused(home, "kd-student fit --cache cache/toys --teacher unisrec", STORE, words)
 
 
+def test_where_nobody_can_be_judged_nobody_is_trained(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    rows = [f"u{user},i{(user + at) % 5},{at}" for user in range(20) for at in range(2)]
+    (home / "i.csv").write_text("\n".join(["user,item,timestamp", *rows]))
+    quick(home, "kd-cache ingest i.csv --k-core 0 --out data/two")
+    quick(home, "kd-cache plan --data data/two --batch-size 8")
+    words = "cache/two: nobody in its dataset has three interactions"
+    refused(home, "kd-student fit --no-distill --threads 1", USAGE, words, "[fit.nothing_held_out]")
+
+
 def test_two_stores_ask_which(home: Path) -> None:
     shutil.copytree(home / "cache/toys", home / "cache/more")
     words = (

@@ -320,5 +320,33 @@ def test_an_ingest_tells_what_it_dropped(road: Road) -> None:
     read, kept = (int(value.replace(",", "")) for value in shown["interactions"])
     assert f"interactions dropped: {read - kept} by the 5-core" in road.said["ingest"].out
     assert kept < read
+    assert "without a text" not in road.said["ingest"].out
     manifest = json.loads((road.store / "dataset/manifest.json").read_bytes())
     assert manifest["counts"]["interactions"] == kept
+
+
+def test_items_without_a_text_are_no_interactions_that_were_dropped(home: Path) -> None:
+    (home / "log.csv").write_text("user,item,time\nu,a,1\nu,b,2\n")
+    done = quick(home, "kd-cache ingest log.csv --out data/bare --k-core 0")
+    assert done.out.splitlines()[-1] == "2 items kept without a text"
+    assert "dropped" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("kd-cache push cache/toys ''", "share.bad_url"),
+        (f"kd-cache push cache/toys @sha256:{'a' * 64}", "share.bad_url"),
+        ("kd-cache pull ''", "share.bad_url"),
+        ("kd-cache pull .", "share.no_name"),
+        ("kd-cache pull cache/toys --cache .", "share.no_name"),
+        ("kd-cache pull cache/toys --cache ''", "share.no_name"),
+        ("kd-cache pull cache/toys --cache /", "share.no_name"),
+    ],
+)
+def test_an_empty_path_is_not_the_folder_one_stands_in(home: Path, line: str, code: str) -> None:
+    before = tree(home)
+    done = quick(home, line, expect=2)
+    assert len(done.lines) == 1
+    assert done.err.endswith(f"  [{code}]\n")
+    assert tree(home) == before

@@ -47,3 +47,11 @@ def test_a_command_computes_on_the_threads_that_it_was_given(
         with refused:  # a log without news
             app([*words, *said.split()], standalone_mode=False)
         assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("threads", ["1025", "99999999999", "-1"])
+def test_more_threads_than_any_machine_has_are_refused(threads: str) -> None:
+    """Torch and OpenMP crash on them."""
+    with pytest.raises(typer.TyperException) as caught:
+        cli_cache.app(["build", "--teacher", "x", "--threads", threads], standalone_mode=False)
+    assert caught.value.format_message().startswith("Invalid value for '--threads'")

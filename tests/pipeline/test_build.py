@@ -8,12 +8,14 @@ from pathlib import Path
 import filelock
 import numpy as np
 import pytest
+import typer
 
 import pipeline.build
-from cache.errors import StoreError, TeacherError
+from cache.errors import StoreError, TeacherError, UsageError
 from cache.score_writer import log_softmax
 from cache.store import Store
 from cache.verify import verify
+from pipeline import cli_build, cli_cache
 from pipeline.build import build
 from pipeline.estimate import estimate
 from tests.fakes import PairTeacher, TableTeacher, tiny_store, tree
@@ -280,3 +282,24 @@ def test_a_plan_without_batches_is_refused(tmp_path):
         build(TableTeacher(), empty)
     assert caught.value.code == "scores.empty_plan"
     assert tree(empty.path / "scores") == {}
+
+
+def test_a_codec_of_scores_is_refused_where_none_are_kept(store):
+    """By the build and, before a teacher is asked about anything, by its dry run."""
+    teacher = TableTeacher()
+    for ask in (
+        lambda: build(teacher, store, keep="factors", codec="u8"),
+        lambda: cli_build._tell_cost(store, teacher, "factors", "u8"),
+    ):
+        with pytest.raises(UsageError, match="--codec u8 is for scores") as caught:
+            ask()
+        assert caught.value.code == "build.unused_codec"
+    assert sum(teacher.calls.values()) == 0
+
+
+@pytest.mark.parametrize("tau", ["1e308", "inf", "1e-9"])
+def test_a_temperature_out_of_range_is_refused(store, tau):
+    line = ["build", "--teacher", "unisrec", "--cache", str(store.path), "--tau", tau]
+    with pytest.raises(typer.TyperException) as caught:
+        cli_cache.app(line, standalone_mode=False)
+    assert caught.value.format_message().startswith("Invalid value for '--tau'")

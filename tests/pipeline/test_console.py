@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
 import pytest
 
 from pipeline import console
+from pipeline.config import PROGRAMS
 
 
 @pytest.mark.parametrize(
@@ -118,3 +126,55 @@ def test_prose_is_wrapped_and_what_stands_beside_it_is_whole(
     cells = [line.strip("│").split("│") for line in lines if line.startswith("│")]
     assert [cell.strip() for cell in cells[0][:2]] == ["U1", "B004F6AEG"]
     assert " ".join(row[2].strip() for row in cells) == title
+
+
+def said(line: str) -> tuple[int, str]:
+    """Exit status and standard error of a line of shell."""
+    env = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "-c", line], env=env, capture_output=True, text=True, check=False
+    )
+    return done.returncode, done.stderr
+
+
+def test_a_result_that_cannot_be_said_is_one_line_and_exit_5() -> None:
+    assert said("kd-cache --help >/dev/full") == (
+        5,
+        "kd-cache: standard output or a file: No space left on device; mend that and try again.  [disk.refused]\n",
+    )
+    assert said("kd-cache show >&-") == (
+        5,
+        "kd-cache: standard output: is closed; direct it to a file or to /dev/null.  [disk.refused]\n",
+    )
+
+
+def test_wrong_options_have_a_code_too() -> None:
+    status, line = said("kd-cache plan --buckets 99999999999999999999 --dry-run")
+    assert status == 2
+    assert line.startswith("kd-cache plan: Invalid value for '--buckets': ")
+    assert line.endswith("; try `kd-cache plan --help`.  [config.bad_option]\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_heard_before_the_imports(number: signal.Signals) -> None:
+    """Where importing a program takes as long as one likes."""
+    line = (
+        "import os, signal, sys, types\n"
+        "from pipeline import entry\n"
+        "assert not {'typer', 'numpy', 'rich'} & set(sys.modules)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        f"class Slow:\n    def __getattr__(self, name): os.kill(os.getpid(), {int(number)})\n"
+        "sys.modules['pipeline.cli_cache'] = Slow()\n"
+        "entry.kd_cache()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=False)
+    word = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    assert done.stderr == f"kd-cache: stopped by {word}; the same command goes on from here.\n"
+    assert done.returncode == 128 + number
+
+
+def test_the_scripts_begin_there() -> None:
+    document = tomllib.loads(Path(__file__).parents[2].joinpath("pyproject.toml").read_text())
+    assert document["project"]["scripts"] == {
+        name: f"pipeline.entry:{name.replace('-', '_')}" for name in PROGRAMS
+    }

@@ -20,6 +20,7 @@ from pipeline.curriculum import (
     plan_batches,
     popularity,
 )
+from pipeline.ingest import ingest
 from tests.cache.test_dataset import make
 from tests.fakes import tiny_dataset
 
@@ -139,6 +140,21 @@ def test_impossible_settings_are_told_all_at_once(tmp_path: Path) -> None:
     dataset = tiny_dataset(tmp_path / "d")
     with pytest.raises(UsageError, match=r"batch_size 1 .*buckets 0 .*alpha -1"):
         make_plan(tmp_path / "p", dataset, PlanSettings(batch_size=1, buckets=0, alpha=-1))
+    too_many = PlanSettings(buckets=32768, rounds=40000)
+    with pytest.raises(UsageError, match=r"buckets 32768 \(at most 32767\), rounds 40000"):
+        make_plan(tmp_path / "p", dataset, too_many)
+    with pytest.raises(UsageError, match="buckets 32768"):  # a dry run says the same
+        estimate(dataset, too_many)
+
+
+@pytest.mark.parametrize(("k_core", "remedy"), [(2, "smaller --k-core"), (0, "longer histories")])
+def test_a_log_too_short_to_train_on_gets_advice_that_can_be_followed(
+    tmp_path: Path, k_core: int, remedy: str
+) -> None:
+    (tmp_path / "log.csv").write_text("user,item\nu,a\nu,b\nu,c\nv,a\nv,b\nv,c\n")
+    dataset = ingest(tmp_path / "log.csv", tmp_path / "d", k_core=k_core).dataset
+    with pytest.raises(UsageError, match=f"no user has two items to train on; ingest .*{remedy}"):
+        estimate(dataset, PlanSettings())
 
 
 GOLDEN = [[6, 1, 5, 2, 7, 4, 3, 0], [0, 1, 4, 2, 3, 5, 6, 7]]

@@ -19,6 +19,7 @@ from cache.dataset import open_dataset
 from cache.errors import StoreError, UsageError
 from cache.store import Store
 from cache.verify import ATOL, compare, verify
+from pipeline import cli_cache
 from pipeline.build import build, scorer
 from pipeline.extend import check_teacher, extend, open_or_create
 from pipeline.grow import join
@@ -246,6 +247,13 @@ def test_a_teacher_of_ids_cannot_speak_of_new_items_but_of_new_users(tmp_path):
     known = sorted({item for bought in log.values() for item in bought})
     store = extended(tmp_path, old, OfIds(), log={**log, "v": known})
     assert compare(store, "table", scorer(TableTeacher(), store.dataset), sample=99) == []
+
+
+def test_a_pooling_without_a_model_to_pool_is_refused(tmp_path):
+    words = ["extend", "cache/x", "--data", "data/x", "--out", "cache/y", "--pooling", "cls"]
+    with pytest.raises(UsageError, match="--text names") as caught:
+        cli_cache.app(words, standalone_mode=False)
+    assert caught.value.code == "extend.unused_pooling"
 
 
 def test_a_set_in_bytes_is_refused_since_its_values_would_be_rounded_again(tmp_path):

@@ -16,6 +16,7 @@ from pipeline.ingest import ingest
 from pipeline.ingest.rows import RowErrors
 
 GOOD = b"user,item,time\nu1,a,1\nu1,b,2\n"
+NOT_CLOSED = "opens a quoted cell that is not closed; a double quote was expected at its end, two for one inside"
 
 
 def refused(source: Path, *, format: str | None = None) -> list[str]:
@@ -51,6 +52,10 @@ def refused(source: Path, *, format: str | None = None) -> list[str]:
         (b"u1,\xc3,3\n", "log.csv:4: item: is not UTF-8"),
         (b"u\x00,a,3\n", "log.csv:4: user: holds a NUL byte"),
         (b'"two\nlines",a,3\nu,a,x\n', "log.csv:6: time: 'x' is not a number as the rows above have it"),
+        (b'"u1,a,3\nu2,b,4\n', f"log.csv:4: row: {NOT_CLOSED}"),
+        (b'u1,a,3\nu1,"b,4\nu2,b,4\n"u2,b,4\n', f"log.csv:5: row: {NOT_CLOSED}"),  # quotes in pairs
+        (b'"u1""\n",a,3\n"u\n2,b,"4"\n', f"log.csv:6: row: {NOT_CLOSED}"),
+        (b'u1,a,"3', f"log.csv:4: row: {NOT_CLOSED}"),
     ],
 )  # fmt: skip
 def test_rows_of_csv(tmp_path: Path, rows: bytes, said: str) -> None:
@@ -99,6 +104,7 @@ def test_the_first_rows_are_kept_of_any_number(tmp_path: Path) -> None:
         (b"user,time\nu,1\n",
          "log.csv:1: item: no column has a usual name for it (item, item_id, itemid); the file has 'user', 'time'; "
          "say which one with --item."),
+        ("user,item\nu,a\n".encode("utf-16"), "log.csv:1: header: is not UTF-8, perhaps UTF-16; save the file as UTF-8."),
         (b"user,item,item\nu,1,1\n", "log.csv:1: item: stands 2 times in the header; once was expected."),
     ],
 )  # fmt: skip
@@ -145,6 +151,13 @@ def write(path: Path, **columns: object) -> Path:
     return path
 
 
+def not_utf8(*cells: bytes) -> pa.Array:
+    """A column that says it holds text."""
+    ends = np.cumsum([0, *map(len, cells)]).astype(np.int32)
+    buffers = (pa.py_buffer(ends.tobytes()), pa.py_buffer(b"".join(cells)))
+    return pa.StringArray.from_buffers(len(cells), *buffers)
+
+
 def test_rows_of_parquet_count_from_one(tmp_path: Path) -> None:
     path = write(
         tmp_path / "log.parquet",
@@ -169,6 +182,13 @@ def test_rows_of_parquet_count_from_one(tmp_path: Path) -> None:
          ":2: time: 'x' is not a number as the rows above have it"),
         ({"user": ["u"], "item": ["a"], "time": pa.array([2**63], pa.uint64())},
          ":1: time: is out of range; less than 2**63 was expected"),
+        ({"user": ["u"], "item": ["a"], "time": pa.array([1], pa.time32("s"))},
+         ": time: is a column of time32[ms]; numbers or dates were expected"),
+        ({"user": ["u"], "item": ["a"], "time": pa.array([1], pa.time64("us"))},  # of which day?
+         ": time: is a column of time64[us]; numbers or dates were expected"),
+        ({"user": not_utf8(b"ok", b"a\xffb"), "item": ["a", "b"]}, ":2: user: is not UTF-8"),
+        ({"user": ["u", "v"], "item": ["a", "b"], "time": not_utf8(b"1", b"\xff2")},
+         ":2: time: '\\udcff2' is not a number as the rows above have it"),
         ({"user": [1.5], "item": ["a"]}, ": user: is a column of double; text or whole numbers were expected."),
         ({"user": ["u"], "item": ["a"], "time": [[1]]},
          ": time: is a column of list<element: int64>; numbers or dates were expected"),
@@ -194,7 +214,85 @@ def test_parquet_that_is_none(tmp_path: Path) -> None:
     assert line.startswith("log.parquet: cannot be read as Parquet (")
 
 
+def test_bytes_that_flipped_in_parquet_are_no_failing_disk(tmp_path: Path) -> None:
+    names = [f"u{n}" for n in range(500)]
+    path = write(tmp_path / "log.parquet", user=names, item=names)
+    data = bytearray(path.read_bytes())
+    for at in (200, 300, 1200):
+        data[at] ^= 0xFF
+    path.write_bytes(data)
+    (line,) = refused(path)
+    assert line.startswith("log.parquet: cannot be read as Parquet (")
+
+
+@pytest.mark.parametrize("twice", ["log", "items"])
+def test_a_column_that_parquet_has_twice(tmp_path: Path, twice: str) -> None:
+    write(tmp_path / "log.parquet", user=["u"], item=["a"])
+    write(tmp_path / "items.parquet", item=["a"], title=["A"])
+    table = pq.read_table(tmp_path / f"{twice}.parquet")
+    pq.write_table(
+        pa.Table.from_arrays([*table.columns, table["item"]], [*table.column_names, "item"]),
+        tmp_path / f"{twice}.parquet",
+    )
+    with pytest.raises(InputError, match=rf"{twice}.parquet: item: stands 2 times") as caught:
+        ingest(tmp_path / "log.parquet", tmp_path / "out", items=tmp_path / "items.parquet")
+    assert caught.value.code == "ingest.bad_header"
+
+
 # ---- items and features
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"),
+    [
+        ([10.0, 11.0], "double"),
+        ([True, False], "bool"),
+        ([["10"], ["11"]], "list<element: string>"),
+    ],
+)
+def test_ids_of_items_are_text_or_whole_numbers(
+    tmp_path: Path, column: list[object], kind: str
+) -> None:
+    """As text 10.0 is no 10, and each item would be without its title."""
+    write(tmp_path / "interactions.parquet", user=[1, 1], item=[10, 11])
+    write(tmp_path / "items.parquet", item=column, title=["A", "B"])
+    with pytest.raises(InputError) as caught:
+        ingest(tmp_path, tmp_path / "out", k_core=0)
+    assert str(caught.value) == (
+        f"{tmp_path / 'items.parquet'}: item: is a column of {kind}; text or whole numbers were expected."
+    )
+
+
+def test_items_of_another_log(tmp_path: Path) -> None:
+    (tmp_path / "interactions.csv").write_bytes(GOOD)
+    (tmp_path / "items.csv").write_text("item,title\n1,A\n2,B\n")
+    with pytest.raises(InputError) as caught:
+        ingest(tmp_path, tmp_path / "out", k_core=0)
+    assert caught.value.code == "ingest.none_listed"
+    assert str(caught.value) == (
+        f"{tmp_path / 'interactions.csv'}: none of its 2 items, 'a' the first, is listed in "
+        f"{tmp_path / 'items.csv'}; name the file that lists them with --items."
+    )
+    (tmp_path / "items.csv").write_text("item,title\n1,A\nb,B\n")  # one is enough
+    ingest(tmp_path, tmp_path / "out", k_core=0)
+
+
+def test_an_unclosed_quote_in_the_items(tmp_path: Path) -> None:
+    (tmp_path / "interactions.csv").write_bytes(GOOD)
+    (tmp_path / "items.csv").write_text('item,title\na,5" Glue\nb,"6" Tape\nc,"7 inch\nd,Pen\n')
+    with pytest.raises(InputError) as caught:
+        ingest(tmp_path, tmp_path / "out", k_core=0)
+    assert str(caught.value) == f"{tmp_path / 'items.csv'}:4: row: {NOT_CLOSED}"
+
+
+def test_features_that_are_an_archive(tmp_path: Path) -> None:
+    (tmp_path / "interactions.csv").write_bytes(GOOD)
+    (tmp_path / "items.csv").write_text("item,title\na,A\nb,B\n")
+    np.savez(tmp_path / "x.npz", a=np.zeros((2, 3), np.float32))
+    (tmp_path / "x.npz").rename(tmp_path / "text_feat.npy")
+    with pytest.raises(InputError, match=r"text_feat.npy: is an archive of arrays") as caught:
+        ingest(tmp_path, tmp_path / "out", k_core=0)
+    assert caught.value.code == "ingest.bad_features"
 
 
 def test_items_listed_twice_and_features_that_do_not_fit(tmp_path: Path) -> None:
@@ -295,3 +393,29 @@ def test_metadata_lines(tmp_path: Path) -> None:
         "meta_Toys.json:2: line: is not JSON (Expecting value)",
         "meta_Toys.json:3: asin: is empty; an id was expected",
     ]
+
+
+def test_texts_nested_without_end(tmp_path: Path) -> None:
+    deep = "[" * 500 + "]" * 500
+    (tmp_path / "Toys.json").write_bytes(review())
+    (tmp_path / "meta_Toys.json").write_text(f'{{"asin": "B", "title": {deep}}}\n')
+    assert refused(tmp_path / "Toys.json") == [
+        "meta_Toys.json:1: line: is nested too deep for texts"
+    ]
+    parts = {"train": {"0": [1]}, "val": {}, "test": {}, "umap": {"u": 0}, "smap": {"B": 1}}
+    folder = tmp_path / "json"
+    folder.mkdir()
+    for name, value in parts.items():
+        (folder / f"{name}.json").write_text(json.dumps(value))
+    (folder / "meta_data.json").write_text(f'{{"B": {{"title": {deep}}}}}')
+    with pytest.raises(InputError, match=r"meta_data.json: B: is nested too deep") as caught:
+        ingest(folder, tmp_path / "out")
+    assert caught.value.code == "ingest.bad_json"
+    (folder / "meta_data.json").write_text('{"C": {"title": "Glue"}}')
+    with pytest.raises(InputError, match="lists none of the items") as caught:
+        ingest(folder, tmp_path / "out")
+    assert caught.value.code == "ingest.bad_index"
+    (folder / "smap.json").unlink()
+    with pytest.raises(InputError, match=r"smap.json: is not there") as caught:
+        ingest(folder, tmp_path / "out", format="recformer")
+    assert caught.value.code == "ingest.missing_file"

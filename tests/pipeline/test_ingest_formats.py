@@ -68,6 +68,63 @@ def test_delimited_text(tmp_path: Path, name: str, text: str) -> None:
     assert dict(done.dataset.manifest.counts) == {"users": 2, "items": 3, "interactions": 5}
 
 
+def test_quotes_inside_and_line_ends_inside_are_read(tmp_path: Path) -> None:
+    """Also where Arrow's reader alone could not say that each cell is closed."""
+    rows = CSV.splitlines()
+    notes = ["note", '"a ""b"" c"', '"two\n\n""lines"""', '5" wide', '"6" wide', ""]
+    text = "\n".join(f"{note},{row}" for note, row in zip(notes, rows, strict=True))
+    for name, data in (("log.csv", text.encode()), ("log.csv.gz", gzip.compress(text.encode()))):
+        (tmp_path / name).write_bytes(data)
+        assert (
+            sequences(ingest(tmp_path / name, tmp_path / f"{name}-out", k_core=0).dataset)
+            == EXPECTED
+        )
+
+
+def test_a_long_cell_is_read_and_its_text_emptied(tmp_path: Path) -> None:
+    (tmp_path / "interactions.csv").write_text(CSV)
+    (tmp_path / "items.csv").write_text(f"item,title\na,{'x' * 200_000}\nb,Tape\n")
+    done = ingest(tmp_path, tmp_path / "out", k_core=0)
+    assert done.dataset.items["title"].to_pylist() == ["", "Tape.", ""]
+
+
+def test_the_format_that_is_said_is_the_one_that_is_read(tmp_path: Path) -> None:
+    for kind in "ab":
+        (tmp_path / kind).mkdir()
+        table = pa.table({"user": [kind], "item": ["p"]})
+        pq.write_table(table, tmp_path / kind / "interactions.parquet")
+    (tmp_path / "a/interactions.csv").write_text("user,item\nc,q\n")
+    (tmp_path / "a/items.csv").write_text("item,title\nq,Q\n")
+    pq.write_table(pa.table({"item": ["p"], "title": ["P"]}), tmp_path / "a/items.parquet")
+    with pytest.raises(UsageError, match=r"interactions.parquet and interactions.csv") as caught:
+        ingest(tmp_path / "a", tmp_path / "out", k_core=0)
+    assert caught.value.code == "ingest.two_formats"
+    for format, user, title in (("csv", "c", "Q."), ("parquet", "a", "P.")):
+        done = ingest(tmp_path / "a", tmp_path / format, format=format, k_core=0)
+        assert (done.format, [*sequences(done.dataset)]) == (format, [user])
+        assert done.dataset.items["title"].to_pylist() == [title]
+    with pytest.raises(InputError, match=r"has no interactions file; one of interactions\.csv, "):
+        ingest(tmp_path / "b", tmp_path / "out", format="csv", k_core=0)
+    with pytest.raises(InputError, match=r"interactions.csv: cannot be read as Parquet"):
+        ingest(tmp_path / "a/interactions.csv", tmp_path / "out", format="parquet", k_core=0)
+    (tmp_path / "a/interactions.csv").rename(tmp_path / "b/log.txt")
+    done = ingest(tmp_path / "b/log.txt", tmp_path / "out", format="csv", k_core=0)
+    assert sequences(done.dataset) == {"c": ["q"]}
+
+
+def test_two_files_of_one_format_are_not_chosen_from(tmp_path: Path) -> None:
+    for name in ("interactions.csv", "interactions.tsv", "items.csv", "items.tsv"):
+        (tmp_path / name).write_text(
+            "user,item\nu,a\n".replace(",", "," if "csv" in name else "\t")
+        )
+    with pytest.raises(InputError, match=r"has interactions.csv and interactions.tsv; one was"):
+        ingest(tmp_path, tmp_path / "out", k_core=0)
+    with pytest.raises(
+        InputError, match=r"has items.csv and items.tsv; one was expected, say which"
+    ):
+        ingest(tmp_path / "interactions.csv", tmp_path / "out", k_core=0)
+
+
 def test_gzipped_csv(tmp_path: Path) -> None:
     (tmp_path / "log.csv.gz").write_bytes(gzip.compress(CSV.encode()))
     assert (
@@ -258,6 +315,28 @@ def test_unisrec_texts_and_features_follow_the_items(tmp_path: Path) -> None:
     assert read_vectors(done.dataset, "feat1CLS").tolist() == [[4, 5, 6], [7, 8, 9], [1, 2, 3]]
 
 
+@pytest.mark.parametrize("name", ["item2index", "user2index"])
+def test_unisrec_ids_and_texts_stand_once(tmp_path: Path, name: str) -> None:
+    """Two indices of one id would be one item from then on."""
+    texts = {"z": "Zed.", "a": "A."}
+    write_unisrec(tmp_path, {"u": ["z", "a", "m", "z"], "v": ["a", "z", "m"]}, texts=texts)
+    path = tmp_path / f"Toys.{name}"
+    first, second, *more = path.read_text().splitlines()
+    raw = first.partition("\t")[0]
+    path.write_text("\n".join([first, f"{raw}\t{second.partition(chr(9))[2]}", *more]) + "\n")
+    with pytest.raises(InputError) as caught:
+        ingest(tmp_path, tmp_path / "out")
+    assert str(caught.value) == f"{path}:2: id: {raw!r} is listed a second time; once was expected"
+    path.write_text("\n".join([first, f"x\t{'9' * 5000}", *more]) + "\n")
+    with pytest.raises(InputError, match=r":2: index: '9{40}'; whole numbers"):
+        ingest(tmp_path, tmp_path / "out")
+    path.write_text("\n".join([first, second, *more]) + "\n")
+    with (tmp_path / "Toys.text").open("a") as file:
+        file.write("0\tAnother\n")
+    with pytest.raises(InputError, match=r"Toys.text:4: item_id: 'z' is listed a second time"):
+        ingest(tmp_path, tmp_path / "out")
+
+
 def test_unisrec_rows_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     write_unisrec(tmp_path / "in", {"u": list("abcdefg")}, cut=3)
     train = tmp_path / "in" / "Toys.train.inter"
@@ -407,6 +486,8 @@ def test_user_ids_can_be_left_out(tmp_path: Path) -> None:
     [
         ({"format": "xml"}, "ingest.unknown_format"),
         ({"max_length": 0}, "ingest.bad_setting"),
+        ({"max_length": 2**16 + 1}, "ingest.bad_setting"),
+        ({"format": "csv", "items": Path()}, "ingest.no_source"),
         ({"k_core": -1}, "ingest.bad_setting"),
         ({"columns": {"colour": "c"}}, "ingest.unknown_part"),
         ({"columns": {"title": "name"}}, "ingest.unused_setting"),

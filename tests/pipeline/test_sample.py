@@ -72,6 +72,10 @@ def test_titles_say_what_the_walk_does(tmp_path: Path) -> None:
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at least 1 and 96 were expected"):
         write_sample(tmp_path / "a", items=95)
+    for too_many in ({"items": 3_000_000_000}, {"users": 3_000_000_000}):
+        with pytest.raises(UsageError, match="at most 10000000 and 10000000") as caught:
+            write_sample(tmp_path / "a", **too_many)
+        assert caught.value.code == "sample.too_large"
     (tmp_path / "there").mkdir()
     with pytest.raises(StoreError, match="never overwritten"):
         write_sample(tmp_path / "there")

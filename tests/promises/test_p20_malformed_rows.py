@@ -138,3 +138,25 @@ def test_the_command_line_tells_twenty_rows_and_counts_the_rest(bad: int, more: 
         assert (f"and {more} more like these" in done.err) == bool(more)
         assert not (folder / "out").exists()
     kept("P20", 1, 1)
+
+
+@pytest.mark.parametrize("name", ["log.csv", "log.csv.gz"])
+def test_a_quote_that_is_not_closed_swallows_no_row(name: str) -> None:
+    """In any row, alone or with a second one further down that makes the quotes a pair."""
+    told = []
+    with in_memory() as folder:
+        for first in range(8):
+            for second in range(first, 8):
+                notes = ['"5 inch' if n in (first, second) else "ok" for n in range(8)]
+                rows = [f"u,i{n},{n},{note}" for n, note in enumerate(notes)]
+                text = "\n".join(["user,item,time,note", *rows]).encode()
+                part = folder / f"{name}-{first}-{second}"
+                part.mkdir()
+                (part / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+                try:
+                    ingest(part / name, part / "out", k_core=0)
+                    told.append(f"{first}, {second}: taken")
+                except CkdError as error:
+                    row = re.escape(f"{part / name}:{first + 2}: row: ")
+                    told.append("" if re.match(row, str(error)) else str(error))
+    all_kept("P20", told)
