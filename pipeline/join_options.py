@@ -26,7 +26,8 @@ __all__ = [
 ]
 
 TauOption = Annotated[
-    float | None, typer.Option(help="Temperature of the teachers; default the store's.", min=1e-3)
+    float | None,
+    typer.Option(help="Temperature of the teachers; default the store's.", min=1e-3, max=1e6),
 ]
 ConsistencyOption = Annotated[
     Literal["pair", "user", "off"],

@@ -36,7 +36,7 @@ from pipeline.teach_checks import (
 )
 from pipeline.trajectory import Way
 from teachers.backbone import Backbone
-from teachers.folder import load_folder, read_config
+from teachers.folder import described, load_folder, read_config
 from teachers.pretrain import Augmentation, Source
 from teachers.pretrain import pretrain as run_pretraining
 from teachers.prewhitening import whitened
@@ -103,9 +103,11 @@ def tune(
     if start is not None:
         weights, config, origin = load_folder(start)
         check_pretrained(start, config, "unisrec", "UniSRec")
-        shape = replace(Architecture(**config["architecture"]), **architecture)
+        with described(start):
+            pretrained, text_of = Architecture(**config["architecture"]), config["text"]
+        shape = replace(pretrained, **architecture)
         check_length(start, shape.positions, dataset)
-        check_vectors(start, "text", shape.text_width, config["text"], dataset, name)
+        check_vectors(start, "text", shape.text_width, text_of, dataset, name)
         check_whitening(start, config, whiten)
     identity = flat(
         dataset=dataset.digest,
@@ -122,7 +124,8 @@ def tune(
     vectors_VW = torch.from_numpy(whitened(raw_VW) if whiten else np.array(raw_VW))
     torch.manual_seed(recipe.seed)
     model = UniSRec(shape, vectors_VW, with_ids=transductive)
-    model.load_state_dict(weights, strict=False)  # ids and texts are the target's own
+    with described(start or out):
+        model.load_state_dict(weights, strict=False)  # ids and texts are the target's own
     if freeze_encoder:
         model.freeze_encoder()
     model.to(device)

@@ -30,7 +30,7 @@ from pipeline.teach_checks import (
     flat,
 )
 from teachers import recformer_pretrain, recformer_tune
-from teachers.folder import read_config
+from teachers.folder import described, read_config
 from teachers.recformer import Recformer, encode
 from teachers.recformer_start import start as start_from
 from teachers.recformer_teacher import load_recformer, save_recformer
@@ -203,7 +203,8 @@ def _begin(reading: Reading, start: Path | None, items: int) -> tuple[Recformer,
     loaded = load_recformer(start)
     loaded.architecture.check(reading.limits)
     shape = replace(loaded.architecture, dropout=reading.dropout, attention_dropout=reading.dropout)
-    model = replace(loaded, architecture=shape).model(items=items)
+    with described(start):
+        model = replace(loaded, architecture=shape).model(items=items)
     return model, loaded.vocabulary, loaded.digest
 
 

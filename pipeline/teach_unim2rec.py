@@ -34,7 +34,7 @@ from pipeline.teach_checks import (
     identity_of,
     positions_for,
 )
-from teachers.folder import load_folder
+from teachers.folder import described, load_folder
 from teachers.images import Pictures, image_vectors
 from teachers.pretrain import Augmentation, Source
 from teachers.prewhitening import whitened_present
@@ -127,15 +127,18 @@ def tune(
     if start is not None:
         weights, config, origin = load_folder(start)
         check_pretrained(start, config, "unim2rec", "UniM2Rec")
-        shape = replace(Architecture(**config["architecture"]), **architecture)
+        with described(start):
+            pretrained = Architecture(**config["architecture"])
+            made_of = {kind: config[kind] for kind in _KINDS}
+        shape = replace(pretrained, **architecture)
         check_length(start, shape.positions, dataset)
-        if config["image"] is None:  # it never saw one: its eyes are the target's to learn
+        if made_of["image"] is None:  # it never saw one: its eyes are the target's to learn
             shape = replace(shape, image_width=widths["image_width"])
             weights = {k: v for k, v in weights.items() if not k.startswith("image_adaptor.")}
         for kind, width, one in zip(
             _KINDS, (shape.text_width, shape.image_width), sets, strict=True
         ):
-            check_vectors(start, kind, width, config[kind], dataset, one.name)
+            check_vectors(start, kind, width, made_of[kind], dataset, one.name)
         check_whitening(start, config, whiten)
     identity = flat(
         dataset=dataset.digest,
@@ -153,7 +156,8 @@ def tune(
     features = [torch.from_numpy(_prepared(one.vectors_VW, whiten)) for one in sets]
     torch.manual_seed(recipe.seed)
     model = UniM2Rec(shape, *features, with_ids=transductive)
-    model.load_state_dict(weights, strict=False)  # ids and features are the target's own
+    with described(start or out):
+        model.load_state_dict(weights, strict=False)  # ids and features are the target's own
     if freeze_encoder:
         model.freeze_encoder()
     return train_on_target(

@@ -6,11 +6,13 @@ sha256 of its weights. The digest of all that is the teacher's identity in score
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cache.atomic import put
@@ -18,7 +20,7 @@ from cache.digest import canonical_json, sha256_bytes, sha256_file
 from cache.errors import StoreError, UsageError
 from encoder.checkpoint import load_weights, save_weights
 
-__all__ = ["CONFIG", "load_folder", "quality_of", "read_config", "save_folder"]
+__all__ = ["CONFIG", "described", "load_folder", "quality_of", "read_config", "save_folder"]
 
 CONFIG, _WEIGHTS = "config.json", "weights.safetensors"
 
@@ -71,6 +73,25 @@ def load_folder(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any], str]:
         )
     weights, _ = load_weights(path, verify=False)  # the whole file was, just now
     return weights, config, sha256_bytes(canonical_json(config))
+
+
+@contextlib.contextmanager
+def described(folder: Path) -> Iterator[None]:
+    """Turn what goes wrong where weights are put into the model that a configuration describes into one sentence.
+
+    Raises:
+        StoreError: ``teacher.damaged``.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:  # of the GPU, which tells nothing of the folder
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise StoreError(
+            f"{folder / CONFIG}: does not describe the weights beside it ({type(error).__name__}); "
+            f"remove {folder} and make the teacher again.",
+            code="teacher.damaged",
+        ) from error
 
 
 def quality_of(config: Mapping[str, Any]) -> dict[str, float]:

@@ -26,7 +26,7 @@ from cache.atomic import put
 from cache.dataset import Dataset, Ints
 from cache.digest import sha256_bytes
 from cache.errors import StoreError, UsageError
-from teachers.folder import CONFIG, load_folder, quality_of, save_folder
+from teachers.folder import described, load_folder, quality_of, save_folder
 from teachers.protocol import Floats
 from teachers.recformer import Architecture, Recformer, encode
 from teachers.recformer_tokens import ATTRIBUTES, ItemTokens, Limits, Vocabulary, tokenise_items
@@ -114,7 +114,7 @@ def load_recformer(folder: Path) -> RecformerFolder:
         )
     path = folder / _TOKENIZER
     text = path.read_bytes() if path.is_file() else b""
-    try:
+    with described(folder):
         ids = dict(config["vocabulary"])
         expected = str(ids.pop("text"))
         if sha256_bytes(text) != expected:
@@ -135,16 +135,6 @@ def load_recformer(folder: Path) -> RecformerFolder:
             config=config,
             digest=digest,
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise _undescribed(folder, error) from error
-
-
-def _undescribed(folder: Path, error: Exception) -> StoreError:
-    return StoreError(
-        f"{folder / CONFIG}: does not describe the weights beside it ({type(error).__name__}); "
-        f"remove {folder} and make the teacher again.",
-        code="teacher.damaged",
-    )
 
 
 class RecformerTeacher:
@@ -174,7 +164,7 @@ class RecformerTeacher:
         """
         loaded = load_recformer(folder)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
+        with described(folder):
             if loaded.config["stage"] != "tuned":
                 raise UsageError(
                     f"{folder}: holds a pre-trained teacher that knows no target domain; "
@@ -182,10 +172,6 @@ class RecformerTeacher:
                     code="teacher.not_tuned",
                 )
             return cls(loaded, device)
-        except torch.OutOfMemoryError:  # of the GPU, which tells nothing of the folder
-            raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise _undescribed(folder, error) from error
 
     def encode_items(self, dataset: Dataset) -> Floats:
         """[V, D] unit vectors."""

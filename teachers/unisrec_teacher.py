@@ -23,7 +23,7 @@ from cache.errors import StoreError, UsageError
 from cache.vectors import read_vectors
 from encoder.packed import Packed
 from teachers.backbone import Backbone
-from teachers.folder import CONFIG, load_folder, quality_of, save_folder
+from teachers.folder import described, load_folder, quality_of, save_folder
 from teachers.passes import plan_passes
 from teachers.prewhitening import whitened
 from teachers.protocol import Floats
@@ -94,16 +94,8 @@ class CosineTeacher:
                 code="teacher.not_tuned",
             )
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
+        with described(folder):
             return cls(cls.model_of(weights, config), digest, config, device)
-        except torch.OutOfMemoryError:  # of the GPU, which tells nothing of the folder
-            raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise StoreError(
-                f"{folder / CONFIG}: does not describe the weights beside it ({type(error).__name__}); "
-                f"remove {folder} and tune the teacher again.",
-                code="teacher.damaged",
-            ) from error
 
     @staticmethod
     def prewhitened(vectors_VW: Floats, first: int) -> Floats:

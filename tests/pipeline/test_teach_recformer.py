@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,19 @@ def test_a_start_that_does_not_fit_is_refused(
         tune(dataset, tmp_path / "t", reads, start=start, **quick)
     assert caught.value.code == code
     assert not (tmp_path / "t").exists()
+
+
+def test_a_start_whose_configuration_was_changed_is_refused(
+    dataset: Dataset, reading: Reading, tmp_path: Path
+) -> None:
+    pretrain([dataset], tmp_path / "p", reading, recipe=replace(RECIPE, epochs=1))
+    path = tmp_path / "p" / "config.json"
+    config = json.loads(path.read_bytes())
+    config["architecture"]["layers"] += 1
+    path.write_text(json.dumps(config))
+    with pytest.raises(CkdError, match="does not describe the weights beside it") as caught:
+        tune(dataset, tmp_path / "t", reading, start=tmp_path / "p")
+    assert caught.value.code == "teacher.damaged"
 
 
 def test_a_finished_teacher_of_other_settings_is_not_overwritten(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -330,6 +331,21 @@ def test_a_start_that_does_not_fit_is_refused(
     assert caught.value.code == code
     assert str(tmp_path / "p") in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "edit", [{"architecture": None}, {"architecture": {"colour": 1}}, {"text": ...}]
+)
+def test_a_start_whose_configuration_was_changed_is_refused(
+    dataset: Dataset, tmp_path: Path, edit: dict[str, Any]
+) -> None:
+    pretrained(tmp_path / "p")
+    path = tmp_path / "p" / "config.json"
+    config = {**json.loads(path.read_bytes()), **edit}
+    path.write_text(json.dumps({key: one for key, one in config.items() if one is not ...}))
+    with pytest.raises(StoreError, match="does not describe the weights beside it") as caught:
+        tune(dataset, tmp_path / "t", start=tmp_path / "p")
+    assert caught.value.code == "teacher.damaged"
     assert not (tmp_path / "t").exists()
 
 
