@@ -26,8 +26,7 @@ __all__ = [
 ]
 
 TauOption = Annotated[
-    float | None,
-    typer.Option(help="Temperature of the teachers; default the store's.", min=1e-3, max=1e6),
+    float | None, typer.Option(help="Temperature of the teachers; default the store's.", min=1e-3)
 ]
 ConsistencyOption = Annotated[
     Literal["pair", "user", "off"],
