@@ -16,6 +16,7 @@ from torch import Tensor
 from cache.dataset import Dataset, Ints
 from cache.errors import TeacherError
 from encoder.packed import Packed
+from encoder.room import room_for
 from student.protocol import AnyStudent, Student
 
 __all__ = ["rank_histories", "rank_student", "ranks_of_targets"]
@@ -49,9 +50,9 @@ def ranks_of_targets(
         TeacherError: ``model.not_finite`` where a target's score is NaN.
     """
     block = _block(len(items_VD))
-    buffer = torch.empty(
-        (min(block, len(users_nD)), len(items_VD)), dtype=users_nD.dtype, device=users_nD.device
-    )
+    most = min(block, len(users_nD))
+    room = room_for(most, len(items_VD), dtype=users_nD.dtype, device=users_nD.device)
+    buffer = room[:, : len(items_VD)]
     across = items_VD.T
 
     def score(start: int, stop: int) -> Tensor:

@@ -19,6 +19,7 @@ from cache.dataset import Dataset
 from cache.errors import TeacherError, UsageError
 from cache.plan import Plan
 from encoder.dropout import seed_step
+from encoder.room import room_for
 from student.hetcomp import HetComp, HetCompSettings
 from student.joined import Joined
 from student.prepared import Prepared, prepared
@@ -83,7 +84,9 @@ def train(
     elif torch.device(device).type == "cpu" and settings.ce == "full":
         # elsewhere the allocator keeps such blocks at hand
         most = min(settings.batch_size or plan.batch_size, plan.num_instances)
-        workspace = torch.empty(most, dataset.num_items)
+        heard = join is not None and join.items == "all"  # then the columns are read as they stand
+        make = torch.empty if heard else room_for
+        workspace = make(most, dataset.num_items)
     learner = _Learner(
         model=model,
         optimizer=optimizer or make_optimizer(model, settings),

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from encoder.room import room_for
+
 __all__ = ["Direction", "cross_entropy", "distillation_loss", "dot_products", "fused_loss"]
 
 Direction: TypeAlias = Literal["teacher-student", "student-teacher"]
@@ -73,8 +75,9 @@ def fused_loss(
         target_TC: q; None for the base model.
         entropy: mean entropy of q's rows, in nats; shifts the teacher-student divergence, never its gradient.
         left_out_TV: True where an item is no negative of the slot's cross-entropy; never its target.
-        workspace: [T or more, V] that is written over, until the backward pass is done; left alone where the logits
-            are of another type. Fresh memory of that size costs the kernel about as much as the softmax.
+        workspace: [T or more, V or more] that is written over, until the backward pass is done; left alone where the
+            logits are of another type. Fresh memory of that size costs the kernel about as much as the softmax; best
+            made by :func:`encoder.room.room_for`, and just V wide where teachers are heard over the table's items.
 
     Returns:
         (total, cross-entropy, divergence): only the total carries a gradient. A slot counts for at most 87 nats of
@@ -122,8 +125,15 @@ class _Fused(torch.autograd.Function):
         workspace: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         slots = len(users_TD)
-        out = None if workspace is None else workspace[:slots]
-        logits = torch.mm(users_TD, table_VD.T, out=out)
+        columns = len(table_VD)
+        if workspace is not None:
+            room = workspace[:slots]
+        elif target_TC is not None and items_C is None:
+            room = users_TD.new_empty(slots, columns)  # read as it stands
+        else:
+            room = room_for(slots, columns, dtype=users_TD.dtype, device=users_TD.device)
+        logits = torch.mm(users_TD, table_VD.T, out=room[:, :columns])
+        room[:, columns:] = -torch.inf  # no item: its probability is nothing
         g_TC = None
         kd = logits.new_zeros(())
         if target_TC is not None:
@@ -134,11 +144,11 @@ class _Fused(torch.autograd.Function):
             g_TC.mul_(weight / slots)
         if left_out_TV is not None:
             logits.masked_fill_(left_out_TV, -torch.inf)
-        probabilities = torch.softmax(logits, dim=-1, out=out)
+        probabilities = torch.softmax(room, dim=-1, out=None if workspace is None else room)
         # reported only: saturates at 87 nats, the gradient does not
         at_target = probabilities.gather(1, rows_T[:, None])
         ce = at_target.clamp(min=torch.finfo(logits.dtype).tiny).log_().mean().neg_()
-        gradient = probabilities.div_(slots)
+        gradient = probabilities.div_(slots)[:, :columns]
         gradient.scatter_add_(1, rows_T[:, None], gradient.new_full((slots, 1), -1 / slots))
         if g_TC is not None and items_C is None:
             gradient.add_(g_TC)

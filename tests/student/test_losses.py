@@ -195,13 +195,14 @@ def test_the_fused_gradient_is_the_slope_of_the_fused_loss(
     assert torch.autograd.gradcheck(total, (case.users, case.table))
 
 
+@pytest.mark.parametrize("beyond", [0, 9])
 @pytest.mark.parametrize("spare", [0, 3])
 @pytest.mark.parametrize("kl", BOTH)
 @pytest.mark.parametrize("full", [True, False])
-def test_a_workspace_changes_no_bit(full: bool, kl: Direction, spare: int) -> None:
+def test_a_workspace_changes_no_bit(full: bool, kl: Direction, spare: int, beyond: int) -> None:
     case = Case(2)
     workspace = torch.full(
-        (SLOTS + spare, ITEMS if full else COLUMNS), torch.nan, dtype=torch.float64
+        (SLOTS + spare, (ITEMS if full else COLUMNS) + beyond), torch.nan, dtype=torch.float64
     )
     alone = case.fused(full=full, weight=5.0, kl=kl)
     before = case.gradients(alone[0])
