@@ -107,7 +107,7 @@ def fused_loss(
 class _Fused(torch.autograd.Function):
     """Turns the logits into their own gradient in place; the backward pass is two matrix products.
 
-    The softmax of the batch's columns needs no second exponential: it is the full softmax's entries over their sum.
+    What the teachers add to it concerns the batch's columns alone and stays a small matrix of its own.
     """
 
     @staticmethod
@@ -134,11 +134,14 @@ class _Fused(torch.autograd.Function):
             room = room_for(slots, columns, dtype=users_TD.dtype, device=users_TD.device)
         logits = torch.mm(users_TD, table_VD.T, out=room[:, :columns])
         room[:, columns:] = -torch.inf  # no item: its probability is nothing
-        g_TC = None
+        g_TC = table_CD = None
         kd = logits.new_zeros(())
         if target_TC is not None:
-            # a small product: columns of a large matrix lie far apart, and collecting them takes three times as long
-            batch_TC = logits if items_C is None else users_TD @ table_VD.index_select(0, items_C).T
+            batch_TC = logits
+            if items_C is not None:
+                # a small product: columns of a large matrix lie far apart, and collecting them takes three times as long
+                table_CD = table_VD.index_select(0, items_C)
+                batch_TC = users_TD @ table_CD.T
             logp = torch.log_softmax(batch_TC, dim=-1)
             g_TC, kd = _divergence(logp, target_TC, entropy, kl)
             g_TC.mul_(weight / slots)
@@ -153,19 +156,19 @@ class _Fused(torch.autograd.Function):
         if g_TC is not None and items_C is None:
             gradient.add_(g_TC)
             g_TC = None
-        ctx.save_for_backward(users_TD, table_VD, gradient, items_C, g_TC)
+        ctx.save_for_backward(users_TD, table_VD, gradient, items_C, table_CD, g_TC)
         ctx.mark_non_differentiable(ce, kd)
         return ce + weight * kd, ce, kd
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        users_TD, table_VD, gradient, items_C, g_TC = ctx.saved_tensors
+        users_TD, table_VD, gradient, items_C, table_CD, g_TC = ctx.saved_tensors
         with torch.autocast(users_TD.device.type, enabled=False):  # whoever calls it, wherever
             to_users = gradient @ table_VD
             to_table = gradient.T @ users_TD
             if g_TC is not None:  # two small products are cheaper than a scatter into [T, V]
-                to_users.addmm_(g_TC, table_VD.index_select(0, items_C))
+                to_users.addmm_(g_TC, table_CD)
                 to_table.index_add_(0, items_C, g_TC.T @ users_TD)
         scale = upstream[0]
         return to_users.mul_(scale), to_table.mul_(scale), *[None] * 8
