@@ -19,12 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from cache.atomic import append_line, check_writable, sweep
 from cache.dataset import Dataset
 from cache.digest import canonical_json
 from cache.errors import UsageError
 from cache.factors import FactorReader
+from cache.plan import Plan
 from cache.scores import ScoreReader
 from cache.store import Store
 from encoder.checkpoint import load_checkpoint, save_checkpoint
@@ -32,6 +34,7 @@ from pipeline.evaluate import rank_student
 from pipeline.memory import give_back
 from pipeline.metrics import metrics_of_ranks
 from pipeline.runs import CHECKPOINT, RECORD, Run, finished_run, seal_run
+from pipeline.sets import only_trainer
 from pipeline.two_domains import with_source
 from student.loop import check_settings, make_optimizer, train
 from student.registry import StudentKind, find_student
@@ -81,7 +84,8 @@ def fit(
 
     Raises:
         StoreError: ``run.foreign`` or ``checkpoint.foreign`` for a run of other settings, naming what differs;
-            ``run.damaged``, ``checkpoint.damaged``; a score set that is damaged.
+            ``run.damaged``, ``checkpoint.damaged``; a score set that is damaged; ``train.busy`` where another process
+            trains this very run.
         DiskError: the folder cannot be written to.
         UsageError: ``student.unknown``, ``student.bad_plugin``; a source that is missing or means nothing;
             ``fit.nothing_held_out`` where nobody has the three interactions that a validation takes.
@@ -89,11 +93,8 @@ def fit(
     dataset, plan, kind = store.dataset, store.plan, find_student(student)
     config = _whole(kind, config, dataset, source)
     identity = _identity(store, readers, config, settings, student)
-    checkpoint = folder / CHECKPOINT
     if (folder / RECORD).is_file():
-        run = finished_run(folder, identity)
-        checkpoint.unlink(missing_ok=True)  # of a process that was killed in between
-        return run
+        return _opened(folder, identity)
     if not len(dataset.held_out("valid")[0]):
         raise UsageError(
             f"{store.label}: nobody in its dataset has three interactions, one to learn from, one to validate and one "
@@ -101,13 +102,50 @@ def fit(
             code="fit.nothing_held_out",
         )
     check_writable(folder)
-    if folder.is_dir():
-        sweep(folder)
-    torch.manual_seed(settings.seed)
-    model = kind.make(config, dataset)
-    if source is not None:
-        model.learn_from(source)
-    model.to(device)
+    with only_trainer(folder):
+        if (folder / RECORD).is_file():  # another process was quicker
+            return _opened(folder, identity)
+        if folder.is_dir():
+            sweep(folder)
+        torch.manual_seed(settings.seed)
+        model = kind.make(config, dataset)
+        if source is not None:
+            model.learn_from(source)
+        model.to(device)
+        record, weights, test_ranks = _trained(
+            model, dataset, plan, readers, folder, settings, identity, device, watch, on_step
+        )
+        card = {
+            "student": student,
+            "config": asdict(config),
+            "dataset": dataset.digest,
+            "items": dataset.num_items,
+        }
+        seal_run(folder, {**record, "student": student}, weights, card, test_ranks)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+        return finished_run(folder, identity)
+
+
+def _opened(folder: Path, identity: dict[str, Any]) -> Run:
+    run = finished_run(folder, identity)
+    (folder / CHECKPOINT).unlink(missing_ok=True)  # of a process that was killed in between
+    return run
+
+
+def _trained(
+    model: Any,
+    dataset: Dataset,
+    plan: Plan,
+    readers: Sequence[ScoreReader | FactorReader],
+    folder: Path,
+    settings: TrainSettings,
+    identity: dict[str, Any],
+    device: str,
+    watch: Watch,
+    on_step: Callable[[float, int], None],
+) -> tuple[dict[str, Any], dict[str, Tensor], NDArray[np.int64]]:
+    """(what run.json says, the best weights, [evaluated users] ranks of the test items), a checkpoint kept an epoch."""
+    checkpoint = folder / CHECKPOINT
     optimizer = make_optimizer(model, settings)
     state = RunState()
     if checkpoint.is_file():
@@ -151,7 +189,6 @@ def fit(
     test_ranks = ranks("test")
     record = {
         "identity": identity,
-        "student": student,
         "kind": "distilled" if readers else "base",
         "best_epoch": state.best_epoch,
         "epochs": state.epoch,
@@ -171,15 +208,7 @@ def fit(
         "threads": torch.get_num_threads(),
         "device": device,
     }
-    card = {
-        "student": student,
-        "config": asdict(config),
-        "dataset": dataset.digest,
-        "items": dataset.num_items,
-    }
-    seal_run(folder, record, state.best_weights, card, test_ranks)
-    checkpoint.unlink(missing_ok=True)
-    return finished_run(folder, identity)
+    return record, state.best_weights, test_ranks
 
 
 def check_runs(

@@ -1,4 +1,7 @@
-"""What whoever fills a score set or factor set shares: one writer at a time, a finished set, the log beside the store."""
+"""What whoever fills a score set or factor set shares: one writer at a time, a finished set, the log beside the store.
+
+Runs and teachers in training have their lock here too.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from cache.plan import Plan
 from cache.score_writer import parents_of
 from cache.store import Store
 
-__all__ = ["Progress", "finished", "locked", "log", "only_writer", "silent"]
+__all__ = ["Progress", "finished", "locked", "log", "only_trainer", "only_writer", "silent"]
 
 
 class Progress(Protocol):
@@ -49,14 +52,14 @@ def finished(folder: Path, kind: str, plan: Plan, settings: Mapping[str, Any]) -
 
 
 @contextlib.contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
+def locked(path: Path, busy: str, code: str = "store.busy") -> Iterator[None]:
     """Hold the lock file `path`; the system frees it when its holder dies.
 
     What keeps a store whole is unique names and one rename, not this lock: where a network disk does not honour it, two
     writers cost double work.
 
     Raises:
-        StoreError: ``store.busy`` with the sentence `busy`, where another process holds it.
+        StoreError: `code` with the sentence `busy`, where another process holds it.
     """
     with disk_errors(path):
         make_folder(path.parent)
@@ -65,7 +68,7 @@ def locked(path: Path, busy: str) -> Iterator[None]:
         try:
             lock.acquire()
         except filelock.Timeout as error:  # an OSError too
-            raise StoreError(busy, code="store.busy") from error
+            raise StoreError(busy, code=code) from error
     try:
         yield
     finally:
@@ -81,6 +84,21 @@ def only_writer(folder: Path) -> contextlib.AbstractContextManager[None]:
         path,
         f"{folder}: another process is building it right now ({path.name} is locked); "
         "wait for that one, or run the same command later: it goes on from what is there.",
+    )
+
+
+def only_trainer(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """The lock of one run or teacher while it is trained: two that train it write over each other's files.
+
+    Raises:
+        StoreError: ``train.busy``.
+    """
+    path = folder.parent / f".lock-{folder.name}"
+    return locked(
+        path,
+        f"{folder}: another process is training it right now ({path.name} is locked); wait for that "
+        "one, or name another folder with `--out`.",
+        "train.busy",
     )
 
 

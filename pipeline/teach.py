@@ -21,6 +21,7 @@ from cache.vectors import read_vectors, vectors_manifest
 from pipeline.console import Report
 from pipeline.evaluate import ranks_of_targets
 from pipeline.metrics import Metrics, metrics_of_ranks
+from pipeline.sets import only_trainer
 from pipeline.teach_checks import (
     CHECKPOINT,
     check_length,
@@ -268,18 +269,6 @@ def train_on_target(
             ranks = ranks_of_targets(states_nD, F.normalize(table_VD, dim=-1), targets)
         return metrics_of_ranks(ranks)
 
-    trained = run_tuning(
-        model,
-        dataset,
-        recipe,
-        validate=lambda: measure("valid")["ndcg@10"],
-        checkpoint=out / CHECKPOINT,
-        identity=way.identity,
-        report=report,
-        device=device,
-        on_epoch=lambda done, best: way.after_epoch(done, best, model),
-    )
-
     def keep(
         folder: Path, epochs: int, weights: dict[str, torch.Tensor], known: dict[str, Any]
     ) -> None:
@@ -296,12 +285,24 @@ def train_on_target(
             test=measure("test"),
         )
 
-    values = [record["validation"] for record in trained.history]
-    way.publish(1 + values.index(max(values)), keep)
-    keep(out, trained.epochs, trained.weights, identity)
-    way.forget()
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    return read_config(out)
+    with only_trainer(out):
+        trained = run_tuning(
+            model,
+            dataset,
+            recipe,
+            validate=lambda: measure("valid")["ndcg@10"],
+            checkpoint=out / CHECKPOINT,
+            identity=way.identity,
+            report=report,
+            device=device,
+            on_epoch=lambda done, best: way.after_epoch(done, best, model),
+        )
+        values = [record["validation"] for record in trained.history]
+        way.publish(1 + values.index(max(values)), keep)
+        keep(out, trained.epochs, trained.weights, identity)
+        way.forget()
+        (out / CHECKPOINT).unlink(missing_ok=True)
+        return read_config(out)
 
 
 def train_on_sources(
@@ -320,26 +321,27 @@ def train_on_sources(
 ) -> dict[str, Any]:
     """Pre-train `model` and keep it in `out`, with what `card` says of its features; returns its configuration."""
     model.to(device)
-    trained = run_pretraining(
-        model,
-        sources,
-        recipe,
-        augmentation,
-        checkpoint=out / CHECKPOINT,
-        identity=identity,
-        limit=limit,
-        report=report,
-        device=device,
-    )
-    save(
-        out,
-        model,
-        trained.weights,
-        stage="pretrained",
-        **card,
-        identity=identity,
-        epochs=trained.epochs,
-        losses=[record["loss"] for record in trained.history],
-    )
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    return read_config(out)
+    with only_trainer(out):
+        trained = run_pretraining(
+            model,
+            sources,
+            recipe,
+            augmentation,
+            checkpoint=out / CHECKPOINT,
+            identity=identity,
+            limit=limit,
+            report=report,
+            device=device,
+        )
+        save(
+            out,
+            model,
+            trained.weights,
+            stage="pretrained",
+            **card,
+            identity=identity,
+            epochs=trained.epochs,
+            losses=[record["loss"] for record in trained.history],
+        )
+        (out / CHECKPOINT).unlink(missing_ok=True)
+        return read_config(out)

@@ -21,6 +21,7 @@ from cache.dataset import Dataset
 from pipeline.console import Report
 from pipeline.evaluate import ranks_of_targets
 from pipeline.metrics import Metrics, metrics_of_ranks
+from pipeline.sets import only_trainer
 from pipeline.teach_checks import (
     CHECKPOINT,
     check_pretrained,
@@ -92,37 +93,38 @@ def tune(
     items = tokenise_items(dataset, vocabulary, reading.limits, attributes)
     model.to(device)
     checkpoint = out / CHECKPOINT
-    trained = recformer_tune.tune(
-        model,
-        dataset,
-        items,
-        recipe,
-        second=second,
-        limit=limit,
-        validate=lambda: _measure(model, dataset, items, "valid", recipe, limit)["ndcg@10"],
-        checkpoint=checkpoint,
-        identity=identity,
-        report=report,
-    )
-    model.load_state_dict(trained.weights)
-    model.eval()
-    save_recformer(
-        out,
-        model,
-        trained.weights,
-        vocabulary=vocabulary,
-        limits=reading.limits,
-        attributes=attributes,  # items that come later may have others
-        stage="tuned",
-        dataset=dataset.digest,
-        identity=identity,
-        epochs=trained.epochs,
-        validation=_measure(model, dataset, items, "valid", recipe),
-        test=_measure(model, dataset, items, "test", recipe),
-    )
-    for file in recformer_tune.checkpoints(checkpoint):
-        file.unlink(missing_ok=True)
-    return read_config(out)
+    with only_trainer(out):
+        trained = recformer_tune.tune(
+            model,
+            dataset,
+            items,
+            recipe,
+            second=second,
+            limit=limit,
+            validate=lambda: _measure(model, dataset, items, "valid", recipe, limit)["ndcg@10"],
+            checkpoint=checkpoint,
+            identity=identity,
+            report=report,
+        )
+        model.load_state_dict(trained.weights)
+        model.eval()
+        save_recformer(
+            out,
+            model,
+            trained.weights,
+            vocabulary=vocabulary,
+            limits=reading.limits,
+            attributes=attributes,  # items that come later may have others
+            stage="tuned",
+            dataset=dataset.digest,
+            identity=identity,
+            epochs=trained.epochs,
+            validation=_measure(model, dataset, items, "valid", recipe),
+            test=_measure(model, dataset, items, "test", recipe),
+        )
+        for file in recformer_tune.checkpoints(checkpoint):
+            file.unlink(missing_ok=True)
+        return read_config(out)
 
 
 def pretrain(
@@ -165,33 +167,36 @@ def pretrain(
         return done
     model.freeze_words()
     model.to(device)
-    trained = recformer_pretrain.pretrain(
-        model,
-        [
-            recformer_pretrain.Source(one, tokenise_items(one, begun.vocabulary, reading.limits))
-            for one in datasets
-        ],
-        begun.vocabulary,
-        recipe,
-        checkpoint=out / CHECKPOINT,
-        identity=identity,
-        limit=limit,
-        word_weight=word_weight,
-        report=report,
-    )
-    save_recformer(
-        out,
-        model,
-        trained.weights,
-        vocabulary=begun.vocabulary,
-        limits=reading.limits,
-        stage="pretrained",
-        identity=identity,
-        epochs=trained.epochs,
-        losses=[record["loss"] for record in trained.history],
-    )
-    (out / CHECKPOINT).unlink(missing_ok=True)
-    return read_config(out)
+    with only_trainer(out):
+        trained = recformer_pretrain.pretrain(
+            model,
+            [
+                recformer_pretrain.Source(
+                    one, tokenise_items(one, begun.vocabulary, reading.limits)
+                )
+                for one in datasets
+            ],
+            begun.vocabulary,
+            recipe,
+            checkpoint=out / CHECKPOINT,
+            identity=identity,
+            limit=limit,
+            word_weight=word_weight,
+            report=report,
+        )
+        save_recformer(
+            out,
+            model,
+            trained.weights,
+            vocabulary=begun.vocabulary,
+            limits=reading.limits,
+            stage="pretrained",
+            identity=identity,
+            epochs=trained.epochs,
+            losses=[record["loss"] for record in trained.history],
+        )
+        (out / CHECKPOINT).unlink(missing_ok=True)
+        return read_config(out)
 
 
 def _begin(reading: Reading, start: Path | None, items: int) -> tuple[Recformer, Vocabulary, str]:

@@ -10,6 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import filelock
 import pytest
 
 from tests.fakes import tree
@@ -170,3 +171,20 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_can_be_removed(
     checkpoint.unlink()
     quick(begun, fit.line)
     assert fit.whole(begun)
+
+
+@pytest.mark.parametrize("job", ["fit", "tune", "pretrain"], indirect=True)
+def test_what_another_process_trains_right_now_is_refused(job: Job, tmp_path: Path) -> None:
+    home = job.fresh(tmp_path)
+    folder = home / job.result
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = folder.parent / f".lock-{folder.name}"
+    with filelock.FileLock(lock):
+        before = tree(home)
+        done = quick(home, job.line, expect=3)
+        assert f"{job.result}: another process is training it right now" in done.lines[-1]
+        assert done.lines[-1].endswith("[train.busy]")
+        assert tree(home) == before
+    quick(home, job.line)
+    assert job.whole(home)
+    assert not lock.exists()
