@@ -87,19 +87,26 @@ def only_writer(folder: Path) -> contextlib.AbstractContextManager[None]:
     )
 
 
-def only_trainer(folder: Path) -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def only_trainer(folder: Path) -> Iterator[None]:
     """The lock of one run or teacher while it is trained: two that train it write over each other's files.
 
     Raises:
         StoreError: ``train.busy``.
     """
     path = folder.parent / f".lock-{folder.name}"
-    return locked(
-        path,
+    made = [one for one in path.parents if not one.exists()]
+    busy = (
         f"{folder}: another process is training it right now ({path.name} is locked); wait for that "
-        "one, or name another folder with `--out`.",
-        "train.busy",
+        "one, or name another folder with `--out`."
     )
+    try:
+        with locked(path, busy, "train.busy"):
+            yield
+    finally:
+        for one in made:  # what was refused leaves nothing behind
+            with contextlib.suppress(OSError):
+                one.rmdir()
 
 
 def log(store: Store, kind: str, manifest: Manifest, name: str, started: float) -> None:
