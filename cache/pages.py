@@ -64,11 +64,15 @@ def _claim(header: dict[int, Any]) -> int:
     """Bytes that the page of a header asks for."""
     pages = [header[kind] for kind in (5, 7, 8) if kind in header]
     sizes = [header.get(2), header.get(3)]
-    if len(pages) != 1 or not all(isinstance(size, int) and size >= 0 for size in sizes):
+    whole = len(pages) == 1 and isinstance(pages[0], dict)
+    if not whole or not all(isinstance(size, int) and size >= 0 for size in sizes):
         raise ValueError("a page header makes no sense")
     encoding = pages[0].get(4 if 8 in header else 2)
     values = pages[0].get(1)
-    if encoding not in _ENCODINGS or not isinstance(values, int) or values < 0:
+    if (
+        not (isinstance(encoding, int) and encoding in _ENCODINGS and isinstance(values, int))
+        or values < 0
+    ):
         raise ValueError(f"a page has encoding {encoding!r} and {values!r} values")
     return int(header[2]) + values * (_LEVELS + 8)
 
