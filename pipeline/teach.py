@@ -43,7 +43,7 @@ from teachers.pretrain import pretrain as run_pretraining
 from teachers.prewhitening import whitened
 from teachers.protocol import Teacher
 from teachers.text import TextSettings, item_vectors
-from teachers.trainer import Recipe
+from teachers.trainer import Recipe, Trained
 from teachers.tune import tune as run_tuning
 from teachers.unisrec import Architecture, UniSRec
 from teachers.unisrec_teacher import encode_histories, save_unisrec
@@ -53,6 +53,7 @@ __all__ = [
     "CHECKPOINT",
     "evaluate_teacher",
     "import_official",
+    "keep_pretrained",
     "pretrain",
     "train_on_sources",
     "train_on_target",
@@ -286,6 +287,8 @@ def train_on_target(
         )
 
     with only_trainer(out):
+        if (done := finished(out, identity)) is not None:  # another process was quicker
+            return done
         trained = run_tuning(
             model,
             dataset,
@@ -322,6 +325,8 @@ def train_on_sources(
     """Pre-train `model` and keep it in `out`, with what `card` says of its features; returns its configuration."""
     model.to(device)
     with only_trainer(out):
+        if (done := finished(out, identity)) is not None:  # another process was quicker
+            return done
         trained = run_pretraining(
             model,
             sources,
@@ -333,15 +338,22 @@ def train_on_sources(
             report=report,
             device=device,
         )
-        save(
-            out,
-            model,
-            trained.weights,
-            stage="pretrained",
-            **card,
-            identity=identity,
-            epochs=trained.epochs,
-            losses=[record["loss"] for record in trained.history],
-        )
-        (out / CHECKPOINT).unlink(missing_ok=True)
-        return read_config(out)
+        return keep_pretrained(out, model, trained, save=save, identity=identity, **card)
+
+
+def keep_pretrained(
+    out: Path, model: Any, trained: Trained, *, save: Save, identity: dict[str, Any], **card: Any
+) -> dict[str, Any]:
+    """Keep what pre-training came to, with what `card` says of its features, and no checkpoint; its configuration."""
+    save(
+        out,
+        model,
+        trained.weights,
+        **card,
+        stage="pretrained",
+        identity=identity,
+        epochs=trained.epochs,
+        losses=[record["loss"] for record in trained.history],
+    )
+    (out / CHECKPOINT).unlink(missing_ok=True)
+    return read_config(out)

@@ -22,6 +22,7 @@ from pipeline.console import Report
 from pipeline.evaluate import ranks_of_targets
 from pipeline.metrics import Metrics, metrics_of_ranks
 from pipeline.sets import only_trainer
+from pipeline.teach import keep_pretrained
 from pipeline.teach_checks import (
     CHECKPOINT,
     check_pretrained,
@@ -94,6 +95,8 @@ def tune(
     model.to(device)
     checkpoint = out / CHECKPOINT
     with only_trainer(out):
+        if (done := finished(out, identity)) is not None:  # another process was quicker
+            return done
         trained = recformer_tune.tune(
             model,
             dataset,
@@ -168,6 +171,8 @@ def pretrain(
     model.freeze_words()
     model.to(device)
     with only_trainer(out):
+        if (done := finished(out, identity)) is not None:  # another process was quicker
+            return done
         trained = recformer_pretrain.pretrain(
             model,
             [
@@ -184,19 +189,15 @@ def pretrain(
             word_weight=word_weight,
             report=report,
         )
-        save_recformer(
+        return keep_pretrained(
             out,
             model,
-            trained.weights,
+            trained,
+            save=save_recformer,
+            identity=identity,
             vocabulary=begun.vocabulary,
             limits=reading.limits,
-            stage="pretrained",
-            identity=identity,
-            epochs=trained.epochs,
-            losses=[record["loss"] for record in trained.history],
         )
-        (out / CHECKPOINT).unlink(missing_ok=True)
-        return read_config(out)
 
 
 def _begin(reading: Reading, start: Path | None, items: int) -> tuple[Recformer, Vocabulary, str]:
