@@ -175,11 +175,10 @@ def run_jobs(jobs: Iterable[Job], total: int, report: Report, *, workers: int = 
             messages.put(error)
         messages.put(None)
 
-    threads = [threading.Thread(target=work, daemon=True) for _ in range(workers)]
-    for thread in threads:
-        thread.start()
     running, done, failure = workers, 0, None
     try:
+        for _ in range(workers):
+            threading.Thread(target=work, daemon=True).start()
         while running:
             message = messages.get()
             if message is None:

@@ -111,7 +111,7 @@ def train(
             lists=hetcomp.lists if hetcomp else None,
             kept=kept,
         )
-        # closed whatever ends the epoch: a thread that is in the middle of a tensor when the program ends aborts it
+        # closed whatever ends the epoch, so that no thread goes on with what nobody waits for
         with contextlib.closing(made) as batches:
             ce, kd, slots = learner.epoch(batches, len(order), state, on_step)
         if hetcomp is not None:
