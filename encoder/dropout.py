@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Dropout", "dropout", "seed_step"]
+__all__ = ["Dropout", "Rate", "dropout", "seed_step"]
 
 _LEVELS = 256
 
@@ -40,16 +40,26 @@ def dropout(x: Tensor, rate: float) -> Tensor:
     """Zero a share `rate` of x's entries and scale up the others; any shape."""
     if x.device.type != "cpu":
         return F.dropout(x, rate)
-    zeroed = round(rate * _LEVELS)
-    if zeroed == 0:
+    chosen = Rate(rate)
+    if chosen.zeroed == 0:
         return x
-    if zeroed >= _LEVELS:
-        return x * 0
-    words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(1 << 63), None)
-    # levels from `zeroed` on become one, those below nothing; comparing to booleans first takes four times as long
-    kept = words.view(torch.uint8)[: x.numel()].view(x.shape).to(x.dtype)
-    kept.sub_(zeroed - 1).clamp_(0, 1).mul_(_LEVELS / (_LEVELS - zeroed))
-    return x * kept
+    return x * chosen.kept(x).mul_(chosen.scale)
+
+
+class Rate:
+    """A rate in 256ths: the levels of a byte that are dropped, and what makes up for them."""
+
+    def __init__(self, rate: float) -> None:
+        self.zeroed = round(rate * _LEVELS)
+        self.scale = _LEVELS / max(1, _LEVELS - self.zeroed)
+
+    def kept(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """1 for each number of x that is kept and 0 for each that is dropped; x's shape and type."""
+        words = x.new_empty((x.numel() + 7) // 8, dtype=torch.int64)
+        words.random_(-(1 << 63), None, generator=generator)
+        # levels from `zeroed` on become one, those below nothing; comparing to booleans first takes four times as long
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape).to(x.dtype)
+        return kept.sub_(self.zeroed - 1).clamp_(0, 1)
 
 
 class Dropout(nn.Module):

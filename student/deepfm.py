@@ -2,9 +2,8 @@
 
 The perceptron's score is no dot product: each pair of a history and an item passes it. Two things bound what that costs.
 The first layer is linear in the fields, so a user's part and an item's part are computed once each and summed for a pair;
-while training, its dropout is therefore drawn once for a user's side and once for an item's side. And pairs pass in chunks
-that a core's cache holds; their layers are computed again on the way back, 128 MiB at a time: 512 x 512 pairs at the
-default sizes take 0.5 GiB instead of 1.2.
+while training, its dropout is therefore drawn once for a user's side and once for an item's side. And pairs pass a few at a
+time, which a core's cache holds (student/perceptron.py): 512 x 512 of them at the default sizes take 0.4 GiB.
 Trained pointwise as FM is. Legend: B histories, T slots, C columns, V items, D width of a field, W width of a layer.
 """
 
@@ -15,7 +14,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from cache.dataset import Dataset
 from encoder.dropout import Dropout
@@ -23,16 +21,16 @@ from encoder.packed import Packed
 from student.fields import ITEM_FIELDS, USER_FIELDS, whose
 from student.fm import FM, FMConfig, pairs, pointwise
 from student.losses import dot_products
+from student.perceptron import Perceptron
 from student.prepared import Prepared
 from student.protocol import Asked
 
 __all__ = ["DeepFM", "DeepFMConfig", "make"]
 
-_CHUNK = 1 << 11  # pairs: 1 MB a layer of 128; with 8 MB ranking takes half as long again
-_CHUNK_ELSEWHERE = 1 << 14  # where each call costs a launch
-_KEPT_BYTES = (
-    1 << 27
-)  # of layers at a time on the way back; a group a chunk would tear the C library's heap to pieces
+_CHUNK = 1 << 11  # ranked pairs: 1 MB a layer of 128; with 8 MB it takes half as long again
+_TILE = 1 << 10  # pairs that are learnt from; with 256 the calls weigh more than the cache saves
+_CHUNK_ELSEWHERE = 1 << 14  # of both, where each call costs a launch
+_HELD_BYTES = 1 << 29  # of layers, for the way back
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,32 +85,32 @@ class DeepFM(nn.Module):
         packed, rows_T = batch.packed, batch.rows_T
         rows_2T = torch.cat([rows_T, self.fm.negatives(whose(packed))])
         users, items = self.fm.fields.of_both(packed, rows_2T)
-        into_users_TW, into_items_2TW = self._user_part(users), self._item_part(items)
-        first_2TW = into_items_2TW.view(2, *into_users_TW.shape) + into_users_TW
+        into_users_TW = self._user_part(users)
+        into_items_2TW = self._item_part(items).view(2, *into_users_TW.shape)
         with torch.autocast(rows_T.device.type, enabled=False):
             shallow_2T = pairs(users, items) + self.fm.bias
-        base = pointwise(shallow_2T + self._deep(first_2TW))
+        deep_T2 = self._learnt(into_users_TW, into_items_2TW.transpose(0, 1))
+        base = pointwise(shallow_2T + deep_T2.T)
         return base, self._pairs(packed, batch.items_C) if logits else None
 
     def _pairs(self, packed: Packed, items_C: Tensor | None) -> Tensor:
-        """[B, C]; on the way back all but a first group's layers are computed again, group by group."""
+        """[B, C]."""
         fields = self.fm.fields
         user_part_BW = self._user_part(fields.of_users(packed))
         item_part_CW = self._item_part(fields.of_items(items_C))
         shallow_BC = dot_products(self.fm.encode(packed), self.fm.of_items(items_C))
-        if not torch.is_grad_enabled():
-            return shallow_BC + self._chunks(user_part_BW, item_part_CW)
-        # of a pair: the first layer rectified; a mask, what it left, and that rectified of each other layer
-        pair = item_part_CW.element_size() * self.config.inner * (3 * self.config.depth - 2)
-        first, *others = torch.split(
-            user_part_BW, max(1, _KEPT_BYTES // (pair * len(item_part_CW)))
+        how = self._learnt if torch.is_grad_enabled() else self._chunks
+        return shallow_BC + how(user_part_BW, item_part_CW)
+
+    def _learnt(self, user_part_BW: Tensor, item_part: Tensor) -> Tensor:
+        """[B, C] with a way back; of items [C, W] that all share, or [B, C, W]."""
+        how = Perceptron(
+            dropout=self.config.dropout if self.training else 0,
+            tile=_TILE if user_part_BW.device.type == "cpu" else _CHUNK_ELSEWHERE,
+            held=_HELD_BYTES,
         )
-        deep = [self._chunks(first, item_part_CW)]
-        deep += [
-            checkpoint(self._chunks, some_bW, item_part_CW, use_reentrant=False)
-            for some_bW in others
-        ]
-        return shallow_BC + torch.cat(deep)
+        layers = [(linear.weight, linear.bias) for linear in (*self.layer, self.predict)]
+        return how.scores(user_part_BW, item_part, layers)
 
     def _chunks(self, user_part_BW: Tensor, item_part_CW: Tensor) -> Tensor:
         """[B, C], a few histories at a time."""
@@ -123,7 +121,7 @@ class DeepFM(nn.Module):
     def _grid(self, user_part_bW: Tensor, item_part_CW: Tensor) -> Tensor:
         """[b, C]; also where a single history has more items than a chunk holds."""
         chunk = _chunk(item_part_CW)
-        if torch.is_grad_enabled() or len(item_part_CW) <= chunk:
+        if len(item_part_CW) <= chunk:
             return self._deep(user_part_bW[:, None] + item_part_CW)
         parts = [
             self._deep(user_part_bW[:, None] + some) for some in torch.split(item_part_CW, chunk)
@@ -145,13 +143,11 @@ class DeepFM(nn.Module):
         out: Tensor = self.dropout(fields_NFD[..., :width].flatten(1)) @ weight.T
         return out
 
-    def _deep(self, first: Tensor) -> Tensor:
-        """[..., W], the first layer's output before its rectifier and perhaps written over, to [...]."""
-        # a product of more than two dimensions is a view, and views written over cost the way back a copy
-        relu = torch.relu if torch.is_grad_enabled() else torch.relu_
-        x = relu(first)
+    def _deep(self, x: Tensor) -> Tensor:
+        """[..., W], the first layer's output before its rectifier, written over, to [...]."""
+        x = torch.relu_(x)
         for linear in self.layer:
-            x = relu(linear(self.dropout(x)))
+            x = torch.relu_(linear(self.dropout(x)))
         out: Tensor = self.predict(x)[..., 0]
         return out
 
