@@ -7,6 +7,7 @@
       DiskError      exit 5   the disk refused: full, read-only, failing
       TeacherError   exit 6   a teacher that answered nonsense
       RemoteError    exit 7   a cloud or file server that refused, failed or could not be reached
+      CapacityError  exit 8   the machine or its accelerator has not the memory that was asked for
 
 Grouped by what a caller would do about them. Every error is one sentence that says what was found, where,
 what was expected and what to type next; `code` is stable and dotted, so that scripts can tell them apart.
@@ -17,6 +18,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "CapacityError",
     "CkdError",
     "DiskError",
     "InputError",
@@ -76,3 +78,9 @@ class RemoteError(CkdError):
     """A cloud or file server refused, failed or could not be reached."""
 
     exit = 7
+
+
+class CapacityError(CkdError):
+    """The machine or its accelerator has not the memory that was asked for."""
+
+    exit = 8

@@ -34,6 +34,7 @@ from rich.text import Text
 
 from cache.errors import CkdError, DiskError
 from pipeline.config import default_map
+from pipeline.memory import short_of
 
 __all__ = [
     "Report",
@@ -211,7 +212,11 @@ def run(app: typer.Typer, name: str) -> NoReturn:
         )
         sys.exit(status if isinstance(status, int) else 0)
     except CkdError as error:
-        _fail(name, f"{error}  [{error.code}]", error.exit)
+        _told(name, error)
+    except (MemoryError, RuntimeError) as error:
+        if (short := short_of(error)) is None:
+            raise
+        _told(name, short)
     except typer.TyperException as error:  # an option that is not there, a value out of range
         where = context.command_path if (context := getattr(error, "ctx", None)) else name
         message = getattr(error, "format_message", error.__str__)().removesuffix(".")
@@ -240,6 +245,10 @@ class _StoppedError(BaseException):
 
 def _stop(number: int, _frame: FrameType | None) -> None:
     raise _StoppedError(signal.Signals(number))
+
+
+def _told(name: str, error: CkdError) -> NoReturn:
+    _fail(name, f"{error}  [{error.code}]", error.exit)
 
 
 def _fail(name: str, message: str, status: int) -> NoReturn:
