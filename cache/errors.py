@@ -26,7 +26,10 @@ __all__ = [
     "StoreError",
     "TeacherError",
     "UsageError",
+    "short_of_memory",
 ]
+
+_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "out of memory")
 
 
 class CkdError(Exception):
@@ -84,3 +87,9 @@ class CapacityError(CkdError):
     """The machine or its accelerator has not the memory that was asked for."""
 
     exit = 8
+
+
+def short_of_memory(error: Exception) -> bool:
+    """Whether it is what Python, numpy, Arrow or torch say of memory they did not get, which tells nothing of a file."""
+    said = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY)
+    return said or isinstance(error, MemoryError)

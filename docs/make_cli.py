@@ -20,8 +20,9 @@ What `--help` says, made by `docs/make_cli.py`. Flags win over `kd.toml`, which 
 options as keys (`[kd-student.fit]`, `epochs = 50`), and that wins over the defaults below.
 
 Exit status: 0 done; 2 a setting is missing or wrong; 3 something on disk is damaged, foreign or already there; 4 rows that
-cannot be read; 5 the disk refused; 6 a teacher or model answered nonsense; 7 a cloud refused or failed; 8 the memory does not suffice;
-130 and 143 stopped by Ctrl-C and SIGTERM. A refusal is one line on standard error that ends with a stable code in brackets.
+cannot be read; 5 the disk refused; 6 a teacher or model answered nonsense; 7 a cloud refused or failed; 8 too little
+memory; 130 and 143 stopped by Ctrl-C and SIGTERM. A refusal is one line on standard error that ends with a stable code
+in brackets.
 """
 
 

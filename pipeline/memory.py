@@ -11,11 +11,10 @@ import re
 from collections.abc import Callable
 from functools import cache
 
-from cache.errors import CapacityError
+from cache.errors import CapacityError, short_of_memory
 
 __all__ = ["give_back", "short_of"]
 
-_SIGNS = ("DefaultCPUAllocator: can't allocate memory", "out of memory")
 _ASKED = re.compile(r"allocate (\d+(?:\.\d+)?) (\w+)")
 
 
@@ -33,11 +32,10 @@ def _trim() -> Callable[[int], int] | None:
 
 
 def short_of(error: MemoryError | RuntimeError) -> CapacityError | None:
-    """One error of ours for what Python, numpy, Arrow and torch say of memory they did not get; None: of something else."""
-    said = str(error)
-    if not isinstance(error, MemoryError) and not any(sign in said for sign in _SIGNS):
+    """The error to show for one that tells of memory that was not there; None for any other."""
+    if not short_of_memory(error):
         return None
-    asked = _ASKED.search(said)
+    asked = _ASKED.search(str(error))
     many = "more" if not asked else f"{_gib(*asked.groups())} at once, more"
     return CapacityError(
         f"memory: {many} than the machine or its accelerator has free was asked for; ask for less, such as a smaller "

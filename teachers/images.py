@@ -26,9 +26,10 @@ from numpy.typing import NDArray
 
 from cache.dataset import Dataset
 from cache.digest import canonical_json, sha256_bytes, sha256_file
-from cache.errors import InputError, UsageError
+from cache.errors import InputError, UsageError, short_of_memory
 from cache.vectors import list_vectors, read_vectors, vectors_manifest
-from teachers.text import Progress, keep_vectors, load_encoder, locate, plain_name
+from teachers.encoders import load_encoder, locate
+from teachers.text import Progress, keep_vectors, plain_name
 
 __all__ = ["Pictures", "Preprocessing", "image_vectors", "read_picture"]
 
@@ -157,7 +158,7 @@ def image_vectors(
         picture; one line on how many those are and why, empty where all are there.
 
     Raises:
-        UsageError: ``image.no_pillow``, ``image.no_folder``, or what :func:`teachers.text.locate` raises;
+        UsageError: ``image.no_pillow``, ``image.no_folder``, or what :func:`teachers.encoders.locate` raises;
         InputError: ``image.*`` when the tower cannot be read.
     """
     _require_pillow()
@@ -302,6 +303,8 @@ def _asked(
             ask = getattr(tower, "get_image_features", tower)
             answer = ask(pixel_values=pixels)
     except (ValueError, RuntimeError, TypeError) as error:
+        if short_of_memory(error):
+            raise
         shape = "x".join(map(str, pixels_B3HW.shape[2:]))
         raise InputError(
             f"{folder}: does not read pictures of {shape} pixels ({' '.join(str(error).split())[:120]}); "

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from cache.digest import sha256_bytes, sha256_file
 from cache.errors import InputError, UsageError
+from teachers.encoders import locate
 from teachers.recformer import Architecture, Recformer
 from teachers.recformer_tokens import Limits, Vocabulary
-from teachers.text import locate
 
 __all__ = ["Start", "start"]
 
@@ -71,7 +71,7 @@ def start(
         with_head, items: see :class:`teachers.recformer.Recformer`.
 
     Raises:
-        UsageError: ``start.unsupported``, or what :func:`teachers.text.locate` raises; InputError: ``start.unreadable``,
+        UsageError: ``start.unsupported``, or what :func:`teachers.encoders.locate` raises; InputError: ``start.unreadable``,
             ``start.incomplete``, ``start.vocabulary``.
     """
     folder = locate(source)

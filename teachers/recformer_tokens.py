@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cache.dataset import Dataset, Ints
 from cache.digest import sha256_bytes
 from cache.errors import InputError, UsageError
-from teachers.text import MINILM, locate
+from teachers.encoders import MINILM, locate
 
 __all__ = [
     "ATTRIBUTES",

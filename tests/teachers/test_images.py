@@ -277,3 +277,16 @@ def test_a_folder_of_pictures_that_is_none_is_refused(tmp_path: Path, tower: Pat
     with pytest.raises(CkdError, match="is no folder") as caught:
         image_vectors(dataset, Pictures(model=str(tower), folder=tmp_path / "none"))
     assert caught.value.code == "image.no_folder"
+
+
+def test_a_full_accelerator_is_no_fault_of_the_tower(
+    tmp_path: Path, tower: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    picture(tmp_path / "p" / "a.png")
+    dataset = dataset_with(tmp_path / "d", ["a.png"])
+    monkeypatch.setattr(CLIPVisionModel, "forward", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        image_vectors(dataset, Pictures(model=str(tower), folder=tmp_path / "p"))

@@ -24,10 +24,10 @@ from transformers import (
 )
 
 from cache.errors import InputError, UsageError
+from teachers.encoders import locate
 from teachers.recformer import Batch, Recformer, encode
 from teachers.recformer_start import start
 from teachers.recformer_tokens import ItemTokens, Limits, Tokens
-from teachers.text import locate
 from tests.teachers.recformer_parts import WORDS, tokenizer_folder
 
 SHAPE: dict[str, Any] = {

@@ -16,7 +16,8 @@ from cache.dataset import Dataset, open_dataset, write_dataset
 from cache.errors import InputError, StoreError
 from cache.vectors import list_vectors, vectors_manifest, write_vectors
 from teachers import text as module
-from teachers.text import Pooling, TextSettings, drop_words, encode_texts, item_vectors, locate
+from teachers.encoders import locate
+from teachers.text import Pooling, TextSettings, drop_words, encode_texts, item_vectors
 from tests.fakes import tree
 
 #: of very different lengths, one longer than any limit, some the same
@@ -80,6 +81,17 @@ def test_batches_are_of_like_length_and_within_the_budget() -> None:
     assert [lengths[rows].tolist() for rows in batches] == [[9000], [8000], [300, 8, 8, 5, 1]]
     for rows in batches:
         assert len(rows) == 1 or lengths[rows].max() * len(rows) <= 8192
+
+
+def test_a_full_accelerator_is_no_fault_of_the_encoder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(module, "_pool", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        encode_texts(folder, ["a"], TextSettings())
 
 
 def test_an_encoder_that_answers_nan_is_refused(

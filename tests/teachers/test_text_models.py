@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5Model
 
 from cache.errors import CkdError, InputError, UsageError
-from teachers import text as module
-from teachers.text import TextSettings, encode_texts, locate
+from teachers import encoders as module
+from teachers.encoders import locate
+from teachers.text import TextSettings, encode_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "model.safetensors"
@@ -58,7 +59,7 @@ def test_a_folder_is_as_good_as_the_package(folder: Path) -> None:
 
 def test_a_name_that_nobody_knows_is_one_sentence_without_a_network(tmp_path: Path) -> None:
     program = (
-        "from teachers.text import locate\n"
+        "from teachers.encoders import locate\n"
         "from cache.errors import UsageError\n"
         "for name in ('no-such/encoder', 'two words!'):\n"
         "    try: locate(name)\n"
