@@ -210,6 +210,7 @@ def run(app: typer.Typer, name: str) -> NoReturn:
             standalone_mode=False,
             default_map=default_map(getattr(command, "commands", {}), name),
         )
+        sys.stdout.flush()
         sys.exit(status if isinstance(status, int) else 0)
     except CkdError as error:
         _told(name, error)

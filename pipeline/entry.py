@@ -1,12 +1,18 @@
-"""Where the console scripts begin: Ctrl-C and SIGTERM are heard before the imports, which take a second or more.
+"""Where the console scripts begin and end: Ctrl-C and SIGTERM are heard before the imports, which take a second or more.
 
-Nothing is under way then, so the process ends at once; from `console.run` on, its handlers stop what is.
+Nothing is under way then, so the process ends at once; from `console.run` on, its handlers stop what is. The end does not
+take Python apart: after torch was imported that takes a second or two, in which a person waits for the prompt.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import os
 import signal
+import sys
+import threading
+from collections.abc import Callable
 from types import FrameType
 
 __all__ = ["kd_cache", "kd_student", "kd_teacher"]
@@ -17,7 +23,7 @@ def kd_cache() -> None:
     _listen("kd-cache")
     from pipeline.cli_cache import main
 
-    main()
+    _to_the_end(main)
 
 
 def kd_teacher() -> None:
@@ -25,7 +31,7 @@ def kd_teacher() -> None:
     _listen("kd-teacher")
     from pipeline.cli_teacher import main
 
-    main()
+    _to_the_end(main)
 
 
 def kd_student() -> None:
@@ -33,7 +39,7 @@ def kd_student() -> None:
     _listen("kd-student")
     from pipeline.cli_student import main
 
-    main()
+    _to_the_end(main)
 
 
 def _listen(name: str) -> None:
@@ -46,3 +52,24 @@ def _listen(name: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup has it
             signal.signal(number, leave)
+
+
+def _to_the_end(main: Callable[[], object]) -> None:
+    """Run `main` to its status, and then what else the end of a program has to do; a traceback takes the usual way."""
+    try:
+        main()
+    except SystemExit as end:
+        if not isinstance(end.code, int):
+            raise
+        for number in (signal.SIGINT, signal.SIGTERM):  # all that was asked for is done
+            signal.signal(number, signal.SIG_IGN)
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        atexit._run_exitfuncs()
+        if sys.stdout is not None:
+            with contextlib.suppress(
+                OSError
+            ):  # the results were flushed where that can still be told
+                sys.stdout.flush()
+        os._exit(end.code)

@@ -178,3 +178,25 @@ def test_the_scripts_begin_there() -> None:
     assert document["project"]["scripts"] == {
         name: f"pipeline.entry:{name.replace('-', '_')}" for name in PROGRAMS
     }
+
+
+def test_the_end_waits_and_tidies_but_does_not_take_python_apart() -> None:
+    line = (
+        "import atexit, os, signal, sys, threading, time, types\n"
+        "from pipeline import entry\n"
+        "class Left:\n    def __del__(self): print('taken apart')\n"
+        "left = Left()\n"
+        "def late():\n    time.sleep(0.3)\n    print('thread')\n"
+        "def tidy():\n    os.kill(os.getpid(), signal.SIGINT)\n    print('tidied')\n"
+        "def main():\n"
+        "    threading.Thread(target=late).start()\n"
+        "    atexit.register(tidy)\n"
+        "    print('done')\n"
+        "    raise SystemExit(3)\n"
+        "sys.modules['pipeline.cli_cache'] = types.SimpleNamespace(main=main)\n"
+        "entry.kd_cache()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", line], capture_output=True, text=True, check=False)
+    assert done.stdout.split("\n") == ["done", "thread", "tidied", ""]
+    assert done.stderr == ""
+    assert done.returncode == 3
