@@ -37,18 +37,24 @@ class Negatives(nn.Module):
         super().__init__()
         users, items = training_pairs(dataset)
         self.num_items = dataset.num_items
-        keys = torch.from_numpy(users * dataset.num_items + items)
+        # one more, behind them all: every place that is looked for is there
+        beyond = dataset.num_users * dataset.num_items
+        keys = torch.from_numpy(np.append(users * dataset.num_items + items, beyond))
         self.register_buffer("keys", keys, persistent=False)
 
     def forward(self, users_T: Tensor) -> Tensor:
         """[T] an item for each user; any item for one who has met (nearly) all."""
+        starts_T = users_T * self.num_items
         items_T = torch.randint(self.num_items, users_T.shape, device=users_T.device)
+        met_N = self._met(starts_T + items_T).nonzero()[:, 0]
         for _ in range(_TRIES):
-            keys_T = users_T * self.num_items + items_T
-            places_T = torch.searchsorted(self.keys, keys_T).clamp_(max=len(self.keys) - 1)
-            met_T = self.keys[places_T] == keys_T
-            if not bool(met_T.any()):
+            if not len(met_N):
                 break
-            again = torch.randint(self.num_items, users_T.shape, device=users_T.device)
-            items_T = torch.where(met_T, again, items_T)
+            again_T = torch.randint(self.num_items, users_T.shape, device=users_T.device)
+            items_T[met_N] = again_T[met_N]
+            met_N = met_N[self._met(starts_T[met_N] + items_T[met_N])]
         return items_T
+
+    def _met(self, keys_N: Tensor) -> Tensor:
+        """[N] whether these pairs are known."""
+        return self.keys[torch.searchsorted(self.keys, keys_N)] == keys_N
