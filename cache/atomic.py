@@ -244,9 +244,12 @@ def sweep_dead(folder: Path, prefix: str = DEBRIS) -> None:
 
 
 def _claimed(handle: int) -> bool:
-    """Mark a fresh temporary name as that of a living process; False where somebody swept it before that."""
-    with contextlib.suppress(OSError):  # a disk that knows no locks
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    """Mark a fresh temporary name as that of a living process; False where a sweeper was quicker, or is just at it."""
+    with contextlib.suppress(OSError):  # a disk that knows no locks, where nobody sweeps
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
     return os.fstat(handle).st_nlink > 0
 
 

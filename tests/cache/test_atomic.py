@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import signal
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,3 +124,32 @@ def test_staging_takes_away_what_a_killed_one_left_for_that_name(tmp_path: Path)
     (left,) = tmp_path.glob(f"{DEBRIS}out-*")
     with staging(tmp_path / "out"):
         assert not left.exists()
+
+
+@pytest.mark.parametrize("maker", ["mkdtemp", "mkstemp"])
+def test_a_fresh_name_that_a_sweeper_is_just_at_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, maker: str
+) -> None:
+    """Another thread or process may sweep between the making of a name and the lock on it."""
+    make = getattr(tempfile, maker)
+    swept: list[str] = []
+    sweeper: list[int] = []
+
+    def met(**how: Any) -> Any:
+        made = make(**how)
+        name = made[1] if maker == "mkstemp" else made
+        if not swept:
+            swept.append(name)
+            sweeper.append(os.open(name, os.O_RDONLY))
+            fcntl.flock(sweeper[0], fcntl.LOCK_EX | fcntl.LOCK_NB)  # what it does before it removes
+        return made
+
+    monkeypatch.setattr(tempfile, maker, met)
+    if maker == "mkdtemp":
+        with scratch(tmp_path, name="mine") as folder:
+            assert str(folder) != swept[0]
+    else:
+        put(tmp_path / "file", b"x")
+        assert (tmp_path / "file").read_bytes() == b"x"
+    assert Path(swept[0]).exists()  # it was left alone, and would be gone soon
+    os.close(sweeper[0])
