@@ -61,15 +61,19 @@ def _to_the_end(main: Callable[[], object]) -> None:
     except SystemExit as end:
         if not isinstance(end.code, int):
             raise
-        for number in (signal.SIGINT, signal.SIGTERM):  # all that was asked for is done
-            signal.signal(number, signal.SIG_IGN)
+        _heard(signal.SIG_DFL)  # a thread that does not end is the person's to end
         for thread in threading.enumerate():
             if thread is not threading.current_thread() and not thread.daemon:
                 thread.join()
+        _heard(signal.SIG_IGN)  # all that was asked for is done
         atexit._run_exitfuncs()
         if sys.stdout is not None:
-            with contextlib.suppress(
-                OSError
-            ):  # the results were flushed where that can still be told
+            # the results were flushed where a failure can still be told
+            with contextlib.suppress(OSError):
                 sys.stdout.flush()
         os._exit(end.code)
+
+
+def _heard(by: signal.Handlers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, by)
