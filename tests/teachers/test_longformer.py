@@ -223,8 +223,10 @@ def test_a_packed_layer_is_a_linear_layer(packed: bool, monkeypatch: pytest.Monk
     linear = torch.nn.Linear(24, 40)
     x_NI = torch.randn(7, 24)
     with torch.no_grad():
-        found = PackedLinear(linear.weight, linear.bias)(x_NI)
-        torch.testing.assert_close(found, linear(x_NI), atol=1e-6, rtol=0)
+        layer = PackedLinear(linear.weight, linear.bias)
+        torch.testing.assert_close(layer(x_NI), linear(x_NI), atol=1e-6, rtol=0)
+        expected = torch.nn.functional.gelu(linear(x_NI))
+        torch.testing.assert_close(layer.gelu(x_NI), expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(("lengths", "window"), [([], 4), ([3, 0], 4), ([3], 3), ([3], 0)])
