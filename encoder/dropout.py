@@ -57,9 +57,9 @@ class Rate:
         """1 for each number of x that is kept and 0 for each that is dropped; x's shape and type."""
         words = x.new_empty((x.numel() + 7) // 8, dtype=torch.int64)
         words.random_(-(1 << 63), None, generator=generator)
-        # levels from `zeroed` on become one, those below nothing; comparing to booleans first takes four times as long
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape).to(x.dtype)
-        return kept.sub_(self.zeroed - 1).clamp_(0, 1)
+        # levels from `zeroed` on become one, those below nothing, while they are bytes; booleans take four times as long
+        levels = words.view(torch.uint8).clamp_(self.zeroed - 1, self.zeroed).sub_(self.zeroed - 1)
+        return levels[: x.numel()].view(x.shape).to(x.dtype)
 
 
 class Dropout(nn.Module):

@@ -2,8 +2,8 @@
 
 The perceptron's score is no dot product: each pair of a history and an item passes it. Two things bound what that costs.
 The first layer is linear in the fields, so a user's part and an item's part are computed once each and summed for a pair;
-while training, its dropout is therefore drawn once for a user's side and once for an item's side. And pairs pass a few at a
-time, which a core's cache holds (student/perceptron.py): 512 x 512 of them at the default sizes take 0.4 GiB.
+where teachers are heard, its dropout is therefore drawn once for a user's side and once for an item's side. And pairs pass
+a few at a time, which a core's cache holds (student/perceptron.py): 512 x 512 of them at the default sizes take 0.4 GiB.
 Trained pointwise as FM is. Legend: B histories, T slots, C columns, V items, D width of a field, W width of a layer.
 """
 
@@ -84,13 +84,12 @@ class DeepFM(nn.Module):
         """Binary cross-entropy of the target and of one negative; and the logits [T, C]."""
         packed, rows_T = batch.packed, batch.rows_T
         rows_2T = torch.cat([rows_T, self.fm.negatives(whose(packed))])
-        users, items = self.fm.fields.of_both(packed, rows_2T)
-        into_users_TW = self._user_part(users)
-        into_items_2TW = self._item_part(items).view(2, *into_users_TW.shape)
+        users_T2D, items_2T3D = self.fm.fields.of_both(packed, rows_2T)
+        both = torch.cat([users_T2D.repeat(2, 1, 1), items_2T3D], dim=1)
         with torch.autocast(rows_T.device.type, enabled=False):
-            shallow_2T = pairs(users, items) + self.fm.bias
-        deep_T2 = self._learnt(into_users_TW, into_items_2TW.transpose(0, 1))
-        base = pointwise(shallow_2T + deep_T2.T)
+            shallow_2T = pairs(users_T2D, items_2T3D) + self.fm.bias
+            deep_2T = self._how().rows(self._dropped(both), self._layers())
+        base = pointwise(shallow_2T + deep_2T.view_as(shallow_2T))
         return base, self._pairs(packed, batch.items_C) if logits else None
 
     def _pairs(self, packed: Packed, items_C: Tensor | None) -> Tensor:
@@ -102,15 +101,19 @@ class DeepFM(nn.Module):
         how = self._learnt if torch.is_grad_enabled() else self._chunks
         return shallow_BC + how(user_part_BW, item_part_CW)
 
-    def _learnt(self, user_part_BW: Tensor, item_part: Tensor) -> Tensor:
-        """[B, C] with a way back; of items [C, W] that all share, or [B, C, W]."""
-        how = Perceptron(
+    def _learnt(self, user_part_BW: Tensor, item_part_CW: Tensor) -> Tensor:
+        """[B, C] with a way back."""
+        return self._how().scores(user_part_BW, item_part_CW, self._layers()[1:])
+
+    def _how(self) -> Perceptron:
+        return Perceptron(
             dropout=self.config.dropout if self.training else 0,
-            tile=_TILE if user_part_BW.device.type == "cpu" else _CHUNK_ELSEWHERE,
+            tile=_TILE if self.first.weight.device.type == "cpu" else _CHUNK_ELSEWHERE,
             held=_HELD_BYTES,
         )
-        layers = [(linear.weight, linear.bias) for linear in (*self.layer, self.predict)]
-        return how.scores(user_part_BW, item_part, layers)
+
+    def _layers(self) -> list[tuple[Tensor, Tensor]]:
+        return [(linear.weight, linear.bias) for linear in (self.first, *self.layer, self.predict)]
 
     def _chunks(self, user_part_BW: Tensor, item_part_CW: Tensor) -> Tensor:
         """[B, C], a few histories at a time."""
@@ -140,7 +143,12 @@ class DeepFM(nn.Module):
     def _part(self, fields_NFD: Tensor, fields: slice) -> Tensor:
         width = self.config.hidden
         weight = self.first.weight[:, fields.start * width : fields.stop * width]
-        out: Tensor = self.dropout(fields_NFD[..., :width].flatten(1)) @ weight.T
+        out: Tensor = self._dropped(fields_NFD) @ weight.T
+        return out
+
+    def _dropped(self, fields_NFD: Tensor) -> Tensor:
+        """[N, F D] the vectors, without their weights, as the first layer is given them."""
+        out: Tensor = self.dropout(fields_NFD[..., : self.config.hidden].flatten(1))
         return out
 
     def _deep(self, x: Tensor) -> Tensor:

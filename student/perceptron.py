@@ -1,10 +1,11 @@
 """DeepFM's perceptron over pairs of a user and an item while it learns, with the way back written out.
 
-The first layer is linear in the fields: its part of a user and its part of an item come ready and are summed for a pair. A
+Two ways in. Where every user meets every item, the first layer, which is linear in the fields, comes ready: its part of
+each user and its part of each item, summed for a pair. Where the pairs are given, they come as rows and pass it here. A
 tile of pairs at a time passes all layers, and all of them back: `tile` pairs, whose numbers a core's cache holds. What the
 way back needs of a pair, depth x W numbers, is held for the first tiles, up to `held` bytes, and computed again for the
 others, with the same units dropped. Dropout is as in encoder/dropout.py, its scale put into the weights that follow.
-Refuses nothing: the shapes are the caller's. Legend: B users, K items a user, W width, N pairs of a tile.
+Refuses nothing: the shapes are the caller's. Legend: B users, K items, F numbers of a row, W width, N pairs of a tile.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from encoder.dropout import Rate
 
 __all__ = ["Perceptron"]
 
+Layers = Sequence[
+    tuple[Tensor, Tensor]
+]  #: (weight, bias) each, the one that comes to a number last
 _Where = tuple[slice, slice]
 
 
@@ -34,19 +38,20 @@ class Perceptron:
     tile: int  #: pairs
     held: int  #: bytes
 
-    def scores(
-        self, users_BW: Tensor, items: Tensor, layers: Sequence[tuple[Tensor, Tensor]]
-    ) -> Tensor:
-        """[B, K].
+    def scores(self, users_BW: Tensor, items_KW: Tensor, layers: Layers) -> Tensor:
+        """[B, K] of every user with every item, by the layers after the first."""
+        return self._through(users_BW, items_KW, layers)
 
-        Args:
-            items: [K, W] that all users share, or each one's own [B, K, W].
-            layers: (weight, bias) of each after the first, the one that comes to a number last.
-        """
+    def rows(self, pairs_KF: Tensor, layers: Layers) -> Tensor:
+        """[K] of these pairs, by all layers."""
+        return self._through(None, pairs_KF, layers)[0]
+
+    def _through(self, users_BW: Tensor | None, items_KW: Tensor, layers: Layers) -> Tensor:
         flat = [one for layer in layers for one in layer]
-        dtype = flat[0].dtype  # autocast may have rounded what the first layer made
-        with torch.autocast(users_BW.device.type, enabled=False):
-            found: Tensor = _Scores.apply(self, users_BW.to(dtype), items.to(dtype), *flat)  # type: ignore[no-untyped-call]
+        dtype = flat[0].dtype  # autocast may have rounded what comes in
+        users_BW = None if users_BW is None else users_BW.to(dtype)
+        with torch.autocast(items_KW.device.type, enabled=False):
+            found: Tensor = _Scores.apply(self, users_BW, items_KW.to(dtype), *flat)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -55,19 +60,25 @@ class _Pass:
     """One pass: what both ways need. The seed is drawn from torch's generator, a tile's units from one of its own."""
 
     how: Perceptron
-    users_BW: Tensor
-    items: Tensor
+    users_BW: Tensor | None  #: none where the items are whole pairs
+    items_KW: Tensor
     flat: Sequence[Tensor]
     seed: int
+
+    def dropped(self, place: int) -> Rate:
+        """What is dropped before the layer at this place."""
+        return Rate(self.how.dropout if place or self.users_BW is not None else 0)
 
     @property
     def weights(self) -> list[Tensor]:
         """[W, W] of the hidden layers, times what makes up for the units dropped before them."""
-        return [weight * Rate(self.how.dropout).scale for weight in self.flat[:-2:2]]
+        hidden = self.flat[:-2:2]
+        return [weight * self.dropped(place).scale for place, weight in enumerate(hidden)]
 
     def tiles(self) -> Iterator[tuple[int, _Where]]:
         """(number, which users and which of their items)."""
-        users, each = len(self.users_BW), self.items.shape[-2]
+        users = 1 if self.users_BW is None else len(self.users_BW)
+        each = len(self.items_KW)
         rows = max(1, self.how.tile // each)
         places = [
             (slice(start, start + rows), slice(first, first + self.how.tile))
@@ -76,24 +87,20 @@ class _Pass:
         ]
         return enumerate(places)
 
-    def of(self, items: Tensor, where: _Where) -> Tensor:
-        """The items of a tile, [k, W] or [b, k, W]."""
-        users, some = where
-        return items[some] if items.dim() == 2 else items[users, some]
-
     def states(self, number: int, where: _Where, weights: Sequence[Tensor]) -> list[Tensor]:
-        """[N, W] what leaves each layer, rectified, the dropped units nothing."""
-        users_bW, items = self.users_BW[where[0]], self.of(self.items, where)
-        width = users_bW.shape[1]
-        pairs_bkW = users_bW.new_empty(len(users_bW), items.shape[-2], width)
-        torch.add(users_bW[:, None], items, out=pairs_bkW)
-        states = [pairs_bkW.view(-1, width).relu_()]
-        rate = Rate(self.how.dropout)
-        noise = torch.Generator(users_bW.device) if rate.zeroed else None
+        """[N, W] what each layer is given and the last one leaves: rectified unless it is a row, the dropped units nothing."""
+        items_kW = self.items_KW[where[1]]
+        if self.users_BW is None:
+            states = [items_kW]
+        else:
+            pairs_bkW = self.users_BW[where[0]][:, None] + items_kW
+            states = [pairs_bkW.view(-1, items_kW.shape[1]).relu_()]
+        noise = torch.Generator(items_kW.device) if self.how.dropout else None
         if noise:
             noise.manual_seed((self.seed + number) % (1 << 32))
-        for weight, bias in zip(weights, self.flat[1:-2:2], strict=True):
-            if noise:
+        for place, (weight, bias) in enumerate(zip(weights, self.flat[1:-2:2], strict=True)):
+            rate = self.dropped(place)
+            if noise and rate.zeroed:
                 states[-1].mul_(rate.kept(states[-1], noise))
             states.append(torch.addmm(bias, states[-1], weight.T).relu_())
         return states
@@ -102,11 +109,11 @@ class _Pass:
 class _Scores(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, how: Perceptron, users_BW: Tensor, items: Tensor, *flat: Tensor
+        ctx: Any, how: Perceptron, users_BW: Tensor | None, items_KW: Tensor, *flat: Tensor
     ) -> Tensor:
         seed = int(torch.randint(1 << 32, ())) if how.dropout else 0
-        one = _Pass(how, users_BW, items, flat, seed)
-        scores_BK = users_BW.new_empty(len(users_BW), items.shape[-2])
+        one = _Pass(how, users_BW, items_KW, flat, seed)
+        scores_BK = items_KW.new_empty(1 if users_BW is None else len(users_BW), len(items_KW))
         weights, last_W = one.weights, flat[-2][0]
         held: list[list[Tensor]] = []
         room = how.held
@@ -116,36 +123,41 @@ class _Scores(torch.autograd.Function):
             room -= sum(state.nbytes for state in states)
             if room >= 0:
                 held.append(states)
-        ctx.save_for_backward(users_BW, items, *flat)
-        ctx.how, ctx.seed, ctx.held = how, seed, held
+        ctx.save_for_backward(users_BW, items_KW, *flat)
+        ctx.how, ctx.seed, ctx.weights, ctx.held = how, seed, weights, held
         return scores_BK.add_(flat[-1])
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
-        users_BW, items, *flat = ctx.saved_tensors
+        users_BW, items_KW, *flat = ctx.saved_tensors
         (given_BK,) = given
-        one = _Pass(ctx.how, users_BW, items, flat, ctx.seed)
-        weights, last_W = one.weights, flat[-2][0]
-        users_G, items_G = torch.zeros_like(users_BW), torch.zeros_like(items)
+        one = _Pass(ctx.how, users_BW, items_KW, flat, ctx.seed)
+        weights, last_W = ctx.weights, flat[-2][0]
+        users_G = None if users_BW is None else torch.zeros_like(users_BW)
+        items_G = torch.zeros_like(items_KW)
         grads = [torch.zeros_like(each) for each in flat]
-        ones = users_BW.new_ones(min(ctx.how.tile, given_BK.numel()))
+        ones = items_KW.new_ones(min(ctx.how.tile, given_BK.numel()))
         for number, where in one.tiles():
             known = number < len(ctx.held)
             states = ctx.held[number] if known else one.states(number, where, weights)
             given_N = given_BK[where].reshape(-1)
             grads[-2][0].addmv_(states[-1].T, given_N)
-            slopes = _rectified(torch.outer(given_N, last_W), states[-1])
+            slopes = torch.outer(given_N, last_W)
             for place in range(len(weights) - 1, -1, -1):
+                slopes = _rectified(slopes, states[place + 1])
                 grads[2 * place].addmm_(slopes.T, states[place])
                 grads[2 * place + 1].addmv_(slopes.T, ones[: len(slopes)])
-                slopes = _rectified(slopes @ weights[place], states[place])
-            pairs_bkW = slopes.view(*given_BK[where].shape, -1)
+                slopes = slopes @ weights[place]
+            if users_G is None:
+                items_G[where[1]] = slopes
+                continue
+            pairs_bkW = _rectified(slopes, states[0]).view(*given_BK[where].shape, -1)
             users_G[where[0]] += pairs_bkW.sum(1)
-            one.of(items_G, where).add_(pairs_bkW if items.dim() == 3 else pairs_bkW.sum(0))
+            items_G[where[1]] += pairs_bkW.sum(0)
         grads[-1] += given_BK.sum()
-        for weight in grads[:-2:2]:
-            weight.mul_(Rate(ctx.how.dropout).scale)
+        for place, weight in enumerate(grads[:-2:2]):
+            weight.mul_(one.dropped(place).scale)
         return None, users_G, items_G, *grads
 
 

@@ -309,6 +309,22 @@ def test_closing_the_iterator_ends_its_thread(ground: Ground, taken: int) -> Non
     assert not workers()
 
 
+def test_what_is_next_to_nothing_starts_no_thread(ground: Ground) -> None:
+    dataset, plan = ground
+    order = [2, 0, 1]
+    ahead = list(prepared(dataset, plan, order, (), None))
+    batches = prepared(dataset, plan, order, (), None, tiled=False)
+    for expected in ahead:
+        batch = next(batches)
+        assert not workers()
+        for name in ("items_C", "columns_T", "rows_T"):
+            assert torch.equal(getattr(batch, name), getattr(expected, name))
+        for name in ("items", "positions", "last", "users"):
+            assert torch.equal(getattr(batch.packed, name), getattr(expected.packed, name))
+    with pytest.raises(StopIteration):
+        next(batches)
+
+
 def test_leaving_the_loop_ends_its_thread(ground: Ground) -> None:
     dataset, plan = ground
     for _ in prepared(dataset, plan, range(len(plan)), (), None):
