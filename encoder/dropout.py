@@ -58,8 +58,8 @@ class Rate:
         words = x.new_empty((x.numel() + 7) // 8, dtype=torch.int64)
         words.random_(-(1 << 63), None, generator=generator)
         # levels from `zeroed` on become one, those below nothing, while they are bytes; booleans take four times as long
-        levels = words.view(torch.uint8).clamp_(self.zeroed - 1, self.zeroed).sub_(self.zeroed - 1)
-        return levels[: x.numel()].view(x.shape).to(x.dtype)
+        levels = words.view(torch.uint8).clamp_(min=self.zeroed - 1).sub_(self.zeroed - 1)
+        return levels.clamp_(max=1)[: x.numel()].view(x.shape).to(x.dtype)
 
 
 class Dropout(nn.Module):

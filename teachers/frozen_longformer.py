@@ -2,7 +2,8 @@
 
 Beside the products of :class:`teachers.longformer.Longformer` little is left: weights are packed once, and everything
 but attention is done for 512 tokens at a time, while they lie in the cache. Costs a second copy of the weights.
-Refuses other devices and types. Legend: N tokens, B sequences, D width, H heads, E = D / H, Q queries of a block.
+Refuses other devices and types. Legend: N tokens, B sequences, D width, H heads, E = D / H, Q queries and C keys of a
+block.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from encoder.dropout import Dropout, dropout, seed_step
+from encoder.dropout import Dropout, Rate, dropout, seed_step
 
 COUNT = 200_000
 RATES = pytest.mark.parametrize("rate", [0.1, 0.25, 0.5, 0.9])
@@ -94,6 +94,15 @@ def test_a_rate_that_rounds_to_all_leaves_nothing(rate: float) -> None:
     assert torch.equal(out, torch.zeros(10))
     out.sum().backward()
     assert torch.equal(x.grad, torch.zeros(10))
+
+
+@given(st.integers(1, 256), st.integers(0, 2**31))
+def test_a_number_is_kept_where_its_byte_reaches_the_level(zeroed: int, seed: int) -> None:
+    drawn = torch.empty(6, dtype=torch.int64)
+    drawn.random_(-(1 << 63), None, generator=torch.Generator().manual_seed(seed))
+    levels = drawn.view(torch.uint8)[:43]
+    kept = Rate(zeroed / 256).kept(torch.empty(43), torch.Generator().manual_seed(seed))
+    assert kept.tolist() == [float(level >= zeroed) for level in levels.tolist()]
 
 
 def test_evaluation_drops_nothing() -> None:
