@@ -1,10 +1,9 @@
-"""Batches made ready on a background thread: histories packed, teachers' scores read, checked and joined.
+"""Batches made ready: histories packed, teachers' scores read, checked and joined.
 
-What the student's step needs of a batch does not depend on the student, so it is prepared while the step before runs. The
-order and the numbers do not depend on the thread's timing (ahead.py). Where that is 0.2 ms of small calls, without teachers
-and without attention, it is done in between: two threads of Python lose more by taking turns (a third of an epoch of FM's).
-Holds `most` batches: at T = 512 about 1 MB each, over all items 4 bytes a history and item. Legend: K teachers, T slots, C
-columns.
+What the student's step needs of a batch does not depend on the student, so a thread makes it while the step before runs;
+order and numbers do not depend on its timing (ahead.py). Where that is 0.2 ms of small calls, without teachers and without
+attention, it is made in between: two threads of Python lose more by taking turns (a quarter of a plain epoch of FM). Holds
+`most` batches: at T = 512 about 1 MB each, over all items 4 bytes a history and item. Legend: K teachers, T slots, C columns.
 """
 
 from __future__ import annotations
@@ -81,7 +80,7 @@ def prepared(
     lists: Callable[[Batch], Lists] | None = None,
     kept: Joined | None = None,
 ) -> Generator[Prepared, None, None]:
-    """The plan's batches in `order`, each made ready before it is asked for, at most `most` (at least 1) at a time.
+    """The plan's batches in `order`, made ready ahead, at most `most` (at least 1) at a time, or when they are asked for.
 
     Args:
         plan: the plan, or fresh batches; those by user are laid out for `causal_states`.
