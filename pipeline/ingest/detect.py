@@ -50,27 +50,32 @@ def must_exist(path: Path) -> None:
 
 
 def _of_folder(folder: Path) -> str | None:
-    tables = {
-        kind: found for kind in SUFFIXES if (found := find_tables(folder, "interactions", kind))
-    }
-    if len(tables) > 1:
-        names = " and ".join(found[0].name for found in tables.values())
+    fitting = _fitting(folder)
+    if len(fitting) > 1:
         raise UsageError(
-            f"{folder}: has {names}; say which with --format: {', '.join(tables)}.",
+            f"{folder}: has {' and '.join(fitting.values())}; say which with --format: {', '.join(fitting)}.",
             code="ingest.two_formats",
         )
-    if tables:
-        return next(iter(tables))
-    if dataset_names(folder):
-        return "unisrec"
-    if interaction_files(folder):
-        return "recbole"
-    if all((folder / name).is_file() for name in FILES):
-        return "recformer"
-    if metadata_files(folder):
+    if not fitting and metadata_files(folder):
         reviews = review_files(folder)
         return _of_file(reviews[0]) if reviews else "amazon2018"
-    return None
+    return next(iter(fitting), None)
+
+
+def _fitting(folder: Path) -> dict[str, str]:
+    """Formats, but for Amazon's, whose files are there, each with the name of one of them."""
+    fitting = {
+        kind: found[0].name
+        for kind in SUFFIXES
+        if (found := find_tables(folder, "interactions", kind))
+    }
+    if names := dataset_names(folder):  # its files end as RecBole's do
+        fitting["unisrec"] = f"{names[0]}.train.inter"
+    elif atomic := interaction_files(folder):
+        fitting["recbole"] = atomic[0].name
+    if all((folder / name).is_file() for name in FILES):
+        fitting["recformer"] = FILES[0]
+    return fitting
 
 
 def _of_file(path: Path) -> str | None:

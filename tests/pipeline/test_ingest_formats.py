@@ -112,6 +112,16 @@ def test_the_format_that_is_said_is_the_one_that_is_read(tmp_path: Path) -> None
     assert sequences(done.dataset) == {"c": ["q"]}
 
 
+@pytest.mark.parametrize(("name", "other"), [("t.inter", "recbole"), ("t.train.inter", "unisrec")])
+def test_two_formats_are_not_chosen_from(name: str, other: str, tmp_path: Path) -> None:
+    (tmp_path / "interactions.csv").write_text("user,item\nu,a\n")
+    (tmp_path / name).write_text("user_id:token\titem_id:token\nv\tb\n")
+    with pytest.raises(UsageError, match=rf"has interactions.csv and {name}; .*: csv, {other}\."):
+        ingest(tmp_path, tmp_path / "out", k_core=0)
+    done = ingest(tmp_path, tmp_path / "csv", format="csv", k_core=0)
+    assert sequences(done.dataset) == {"u": ["a"]}
+
+
 def test_two_files_of_one_format_are_not_chosen_from(tmp_path: Path) -> None:
     for name in ("interactions.csv", "interactions.tsv", "items.csv", "items.tsv"):
         (tmp_path / name).write_text(
