@@ -22,9 +22,8 @@ from encoder.dropout import Rate
 
 __all__ = ["Perceptron"]
 
-Layers = Sequence[
-    tuple[Tensor, Tensor]
-]  #: (weight, bias) each, the one that comes to a number last
+#: (weight, bias) each, the one that comes to a number last
+Layers = Sequence[tuple[Tensor, Tensor]]
 _Where = tuple[slice, slice]
 
 
@@ -32,9 +31,8 @@ _Where = tuple[slice, slice]
 class Perceptron:
     """How pairs pass, and what is held of them."""
 
-    dropout: (
-        float  #: before each layer but the first and the last, 0 where nothing is to be dropped
-    )
+    #: before each layer but the first and the last, 0 where nothing is to be dropped
+    dropout: float
     tile: int  #: pairs
     held: int  #: bytes
 
