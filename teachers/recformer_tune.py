@@ -102,7 +102,9 @@ def tune(
             checkpoint=file,
             identity={**identity, "stage": stage},
             validate=refreshed if stage == 1 else validate,
-            report=lambda done, _, note: report(before + done, total, f"stage {stage}, {note}"),
+            report=lambda done, _, note: report(
+                before + done, total, ", ".join(filter(None, [f"stage {stage}", note]))
+            ),
             schedule=warm_up_and_decay(min(warm_up, steps // 2), steps),
             clip=clip,
             judge_start=stage == 1,  # a pre-trained Recformer ranks before it is tuned

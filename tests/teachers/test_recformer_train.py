@@ -288,6 +288,15 @@ def test_killed_tuning_goes_on_to_the_same_bits_in_either_stage(
     assert found.history == expected.history
 
 
+def test_what_is_told_names_the_stage_and_ends_in_no_comma(
+    tmp_path: Path, dataset: Dataset, items: ItemTokens
+) -> None:
+    told: list[str] = []
+    tuned(tmp_path, dataset, items, report=lambda done, total, note: told.append(note))
+    assert {"stage 1", "stage 2"} <= set(told)  # before an epoch has a loss
+    assert all(note.startswith("stage ") and not note.endswith(", ") for note in told)
+
+
 def test_a_kill_between_the_stages_changes_nothing(
     tmp_path: Path, dataset: Dataset, items: ItemTokens
 ) -> None:
