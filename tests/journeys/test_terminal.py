@@ -47,7 +47,9 @@ def test_a_terminal_sees_progress_and_the_result_within_80_columns(
     road: Road, tmp_path: Path
 ) -> None:
     # the table is drawn four times a second, and five of these epochs may take less than that
-    line = f"kd-student fit --cache cache/toys --out {tmp_path} --epochs 30 --patience 30 --threads 1"
+    line = (
+        f"kd-student fit --cache cache/toys --out {tmp_path} --epochs 30 --patience 30 --threads 1"
+    )
     states = on_terminal(road.path, line)
     assert not any(": epoch " in state for state in states)  # those are for logs
     moving = [state for state in states if state.startswith("distilled ")]
