@@ -130,7 +130,7 @@ def at_random(
     different, died = [], 0
     for number in range(count):
         path = fresh()
-        for _ in range(dice.randint(1, 5)):
+        for attempt in range(dice.randint(1, 5)):
             child = os.fork()
             if child == 0:
                 one_build(path, keep)
@@ -138,10 +138,11 @@ def at_random(
             delay = dice.random() * span
             time.sleep(delay)
             os.kill(child, signal.SIGKILL)
-            if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL:
-                died += 1
-            else:  # too late: a build takes less than that
-                span = delay
+            if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != -signal.SIGKILL:
+                if attempt == 0:  # too late: a whole build takes less than that
+                    span = delay
+                break  # nothing is left to kill
+            died += 1
         status = in_child(lambda path=path: one_build(path, keep))
         if status or tree(path) != wanted:
             different.append(
