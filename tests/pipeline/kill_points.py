@@ -1,4 +1,4 @@
-"""Run by test_build_killed: builds a store over and over, killed by SIGKILL at one chosen instant, then builds again.
+"""Run by test_p01_killed_build: builds a store over and over, killed by SIGKILL at one chosen instant, then builds again.
 
     python kill_points.py FOLDER KEEP every N      killed before each N-th change that it makes to the disk, in turn
     python kill_points.py FOLDER KEEP random N     killed at N random times, up to five times in a row
