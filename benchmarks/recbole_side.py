@@ -131,7 +131,7 @@ def recbole(
     script = [str(python), str(PEERS / "recbole_peer.py"), model, str(home), "toys"]
     log = home / "log.txt"
     with (
-        log.open("w") as errors,
+        log.open("a") as errors,
         subprocess.Popen(
             [*script, json.dumps(settings)],
             stdin=subprocess.PIPE,

@@ -16,6 +16,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -64,18 +65,25 @@ class Peer:
         return {"instances": self.trained - before}
 
     def fit(self) -> dict[str, Any]:
-        """The whole of `Trainer.fit` with its early stopping; the best model on validation and test."""
+        """The whole of `Trainer.fit` with its early stopping; the best model on validation and test.
+
+        Goes on from the best model of a run that was stopped in the same folder: RecBole keeps no other.
+        """
+        for kept in Path(self.trainer.checkpoint_dir).glob("*.pth"):
+            self.trainer.resume_checkpoint(kept)
+            print(f"on from epoch {self.trainer.start_epoch}", flush=True)
 
         def told(epoch: int, score: float) -> None:
             print(f"epoch {epoch + 1}, valid {score:.4f}", flush=True)
 
-        _, valid = self.trainer.fit(
+        self.trainer.fit(
             self.train_data, self.valid_data, saved=True, verbose=False, callback_fn=told
         )
-        test = self.trainer.evaluate(self.test_data, load_best_model=True)
-        return {"valid": {k: float(v) for k, v in valid.items()}} | {
-            "test": {k: float(v) for k, v in test.items()}
-        }
+        found = {}
+        for part, data in (("valid", self.valid_data), ("test", self.test_data)):
+            metrics = self.trainer.evaluate(data, load_best_model=True)
+            found[part] = {name: float(value) for name, value in metrics.items()}
+        return found
 
     def evaluate(self) -> dict[str, Any]:
         """Full-sort evaluation of the test items, metrics included."""
