@@ -346,7 +346,7 @@ app.command("import", short_help="Bring an official checkpoint in.")(import_comm
 
 @contextlib.contextmanager
 def _progress(folder: Path) -> Iterator[console.Report]:
-    """Progress of a training run, with a line for each epoch where it goes to a log."""
+    """Progress of a training run, with a line for the start and for each epoch where it goes to a log."""
     begun = (folder / CHECKPOINT).is_file()
     if begun:
         console.note(f"{folder}: goes on from its last whole epoch")
@@ -355,13 +355,11 @@ def _progress(folder: Path) -> Iterator[console.Report]:
 
         def watch(done: float, total: float, text: str = "") -> None:
             nonlocal told, heard
-            if "loss " in text and text != told:
-                if (
-                    heard
-                ):  # the first report of a run that goes on has what was told before the stop
+            if ("loss " in text or "the start" in text) and text != told:
+                if heard:
                     console.log(f"{folder}: epoch {int(done)}, {text}")
                 told = text
-            heard = True
+            heard = True  # the first report of a run that goes on has what was told before the stop
             report(done, total, text)
 
         yield watch

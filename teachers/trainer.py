@@ -79,7 +79,8 @@ def train(
         validate: NDCG@10 as the model stands.
         schedule: share of the learning rate at each step, counted from 0.
         clip: largest norm of the gradients.
-        report: told after each step, and once more when an epoch is over and kept, with what it came to.
+        report: told after each step, and once more when an epoch is over and kept, with what it came to; and before and after
+            the start is judged.
         on_epoch: told how many epochs are done and how many were at the best one, before the checkpoint of that epoch is kept.
         judge_start: the weights as they are handed in are a contender too: no epoch wins that validates worse.
 
@@ -97,8 +98,10 @@ def train(
     if checkpoint.is_file():
         state, best = load_checkpoint(checkpoint, model, optimizer, identity)
     elif judge_start and validate is not None:
+        report(0, recipe.epochs, "validating the start")
         model.eval()
         state["best"], best = validate(), _copied(model)
+        report(0, recipe.epochs, _note(state))
     while state["epoch"] < recipe.epochs and state["stale"] < recipe.patience:
         model.train()
         seen, total = 0, torch.zeros((), device=device)
@@ -152,7 +155,7 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
 
 def _note(state: Mapping[str, Any]) -> str:
     if not state["history"]:
-        return ""
+        return f"valid ndcg@10 {state['best']:.4f} at the start" if state["best"] >= 0 else ""
     last = state["history"][-1]
     shown = f"loss {last['loss']:.3f}"
     if "validation" in last:

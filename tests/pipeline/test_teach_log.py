@@ -14,7 +14,12 @@ from teachers.trainer import Recipe, Report, train
 
 
 def run(
-    folder: Path, epochs: int, steps: int, told: Callable[[Report], Report] = lambda report: report
+    folder: Path,
+    epochs: int,
+    steps: int,
+    told: Callable[[Report], Report] = lambda report: report,
+    *,
+    judge_start: bool = False,
 ) -> None:
     """A training of so many steps an epoch whose validation is the epoch's number."""
     torch.manual_seed(0)
@@ -30,6 +35,7 @@ def run(
             identity={},
             validate=lambda: next(values) / 10,
             report=told(report),
+            judge_start=judge_start,
         )
 
 
@@ -69,3 +75,27 @@ def test_the_stages_of_a_recformer_are_told(
         lambda report: lambda done, total, note: report(done, total, f"stage 1, {note}"),
     )
     assert lines(capsys) == [("1", "0.1000"), ("2", "0.2000")]
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_start_that_is_judged_is_told_before_and_after(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], steps: int
+) -> None:
+    run(tmp_path, 1, steps, judge_start=True)
+    said = [line.split(": ", 1)[1] for line in capsys.readouterr().err.splitlines()]
+    assert said[:2] == [
+        "epoch 0, validating the start",
+        "epoch 0, valid ndcg@10 0.1000 at the start",
+    ]
+    assert [line.split(", loss")[0] for line in said[2:]] == ["epoch 1"]
+    assert said[2].endswith("valid ndcg@10 0.2000 (best 0.2000)")
+
+
+def test_a_start_that_was_judged_is_not_judged_again_when_a_run_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, 1, 1, judge_start=True)
+    capsys.readouterr()
+    run(tmp_path, 2, 1, judge_start=True)
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if ": epoch " in one]
+    assert line.split(": epoch ")[1].startswith("2, loss ")
