@@ -303,7 +303,7 @@ def fit_command(
                     log_dir and log_dir / name,
                 )
                 runs.setdefault(kind, []).append(run)
-    print_runs(store, runs, kind_of_student.title)
+    print_runs(store.label, {f"{kind_of_student.title} {kind}": runs[kind] for kind in runs})
     console.hint(f"kd-student evaluate {run.folder}{at_store(store)}")
 
 

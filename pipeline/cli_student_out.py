@@ -1,4 +1,4 @@
-"""`kd-student evaluate | recommend | export | show`: what comes out of a trained student. Thin: the work is done elsewhere."""
+"""`kd-student evaluate | compare | recommend | export | show`: what comes out of a trained student. Thin, as cli_student.py."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cache.dataset import Dataset, Ints
 from cache.errors import UsageError
 from pipeline import console
 from pipeline.card import base_beside, card
+from pipeline.compare import check_comparable, heads, runs_in
 from pipeline.evaluate import rank_student
 from pipeline.export import CARD, ExportFormat, Place, export
 from pipeline.exported import is_export, open_student
@@ -27,7 +28,7 @@ from pipeline.recommend import (
     user_names,
     write_lists,
 )
-from pipeline.run_table import METRICS, task
+from pipeline.run_table import METRICS, print_runs, task
 from pipeline.runs import open_run
 from pipeline.sign import SignedByOption
 from pipeline.student_store import CacheOption, at_store, open_store
@@ -46,6 +47,7 @@ def add_commands(app: typer.Typer) -> None:
     app.command("evaluate", short_help="Judge a trained student by ranking all items.")(
         evaluate_command
     )
+    app.command("compare", short_help="Set two sets of runs side by side.")(compare_command)
     app.command("recommend", short_help="Write each user's best items to a file.")(
         recommend_command
     )
@@ -75,10 +77,29 @@ def evaluate_command(
     metrics = metrics_of_ranks(ranks)
     protocol = "history masked" if mask_history else "history not masked"
     console.table(
-        f"{run}: {task(store, part, len(ranks))}, {protocol}",
+        f"{run}: {task(part, len(ranks), store.dataset.num_items)}, {protocol}",
         ["part", *METRICS],
         [[part, *(f"{metrics[name]:.4f}" for name in METRICS)]],
     )
+
+
+def compare_command(
+    first: Annotated[Path, typer.Argument(help="Folder of a finished run, or of its seeds.")],
+    second: Annotated[Path, typer.Argument(help="The same, of what is set beside it.")],
+) -> None:
+    """Print the test metrics of two sets of runs, what the second gained, and the p of a paired t-test over users.
+
+    A folder is a run, or holds the seeds of one, such as runs/toys/sasrec-base and runs/toys/sasrec-distilled.
+    """
+    if first.resolve() == second.resolve():
+        raise UsageError(
+            f"{second}: is the first folder again; name another one to set beside it.",
+            code="compare.same",
+        )
+    before, after = runs_in(first), runs_in(second)
+    check_comparable(before, after)
+    one, other = heads(first, second)
+    print_runs(f"{second} against {first}", {one: before, other: after})
 
 
 def recommend_command(

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Literal, NoReturn
 
 import typer
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.progress import (
@@ -108,7 +109,9 @@ def table(
     for place, name in enumerate(columns):
         wrapped = name == (columns[0] if prose is None else prose)
         side: Literal["left", "right"] = "right" if place and not wrapped else "left"
-        drawn.add_column(Text(name), justify=side, no_wrap=not wrapped)
+        # rich takes what is not to be wrapped to need no more than its longest word
+        least = None if wrapped else max(map(cell_len, [name, *(row[place] for row in rows)]))
+        drawn.add_column(Text(name), justify=side, no_wrap=not wrapped, min_width=least)
     for row in rows:
         drawn.add_row(*map(Text, row))  # as it stands: a bracket is no markup
     needed = Measurement.get(console, console.options.update(width=_ENDLESS), drawn).minimum

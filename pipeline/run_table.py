@@ -1,4 +1,4 @@
-"""The table at the end of `kd-student fit`: every metric of base and distilled student, and whether they differ."""
+"""The table of `kd-student fit` and `compare`: every metric of one or two sets of runs, and whether they differ."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from cache.store import Store
 from pipeline import console
 from pipeline.metrics import CUTOFFS, gains, paired_p_value
 from pipeline.runs import Run
@@ -16,13 +15,18 @@ __all__ = ["METRICS", "print_runs", "task"]
 METRICS = [f"{name}@{k}" for name in ("recall", "ndcg") for k in CUTOFFS]
 
 
-def task(store: Store, part: str, users: int) -> str:
+def task(part: str, users: int, items: int) -> str:
     """What is ranked among what."""
-    return f"{part} items of {users:,} users among all {store.dataset.num_items:,} items"
+    return f"{part} items of {users:,} users among all {items:,} items"
 
 
-def print_runs(store: Store, runs: Mapping[str, Sequence[Run]], title: str) -> None:
-    """A row a metric: mean and spread over seeds, and with two kinds what the second gained."""
+def print_runs(label: str, runs: Mapping[str, Sequence[Run]]) -> None:
+    """A row a metric: mean and spread over seeds, and with two sets what the second gained.
+
+    Args:
+        label: of what they were judged on, before its numbers.
+        runs: one or two sets by the heads of their columns.
+    """
     both = len(runs) == 2
     picked = [np.array([run.record["validation"]["ndcg@10"] for run in r]) for r in runs.values()]
     rows = []
@@ -37,13 +41,14 @@ def print_runs(store: Store, runs: Mapping[str, Sequence[Run]], title: str) -> N
         rows.append(row)
     # what settings are chosen by
     rows.append(["validation ndcg@10", *map(_spread, picked), *(["", ""] if both else [])])
-    some = next(iter(runs.values()))
+    counts = next(iter(runs.values()))[0].record["counts"]
+    seeds = sorted({len(some) for some in runs.values()})
     legend = ["p: paired t-test over users"] if both else []
-    if len(some) > 1:
-        legend.insert(0, f"mean ± standard deviation of {len(some)} seeds")
+    if seeds[-1] > 1:
+        legend.insert(0, f"mean ± standard deviation of {' or '.join(map(str, seeds))} seeds")
     console.table(
-        f"{store.label}: {task(store, 'test', len(some[0].test_ranks))}",
-        ["", *(f"{title} {kind}" for kind in runs), *(["change", "p"] if both else [])],
+        f"{label}: {task('test', counts['evaluated users'], counts['items'])}",
+        ["", *runs, *(["change", "p"] if both else [])],
         rows,
         caption="; ".join(legend),
     )

@@ -37,6 +37,7 @@ __all__ = [
     "Standing",
     "finished_run",
     "load_student",
+    "missing_run",
     "open_run",
     "seal_run",
     "standing",
@@ -120,7 +121,7 @@ def open_run(folder: Path) -> Run:
         UsageError: ``run.missing``; StoreError: ``run.damaged``.
     """
     if not (folder / RECORD).is_file():
-        raise _missing(folder, RECORD)
+        raise missing_run(folder, RECORD)
     record = _record(folder)
     files = {}
     for name, digest in record["files"].items():
@@ -140,7 +141,7 @@ def load_student(folder: Path, store: Store) -> AnyStudent:
     """
     path = folder / MODEL
     if not path.is_file():
-        raise _missing(folder, MODEL)
+        raise missing_run(folder, MODEL)
     weights, card = load_weights(path)
     if not {"dataset", "config", "student"} <= card.keys():
         raise StoreError(
@@ -183,7 +184,8 @@ def _record(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def _missing(folder: Path, name: str) -> UsageError:
+def missing_run(folder: Path, name: str) -> UsageError:
+    """The error ``run.missing`` for a folder without the file `name`; it names a run below it, if there is one."""
     below = sorted(folder.glob(f"*/**/{name}"))
     remedy = f"one is {below[0].parent}" if below else "train one with `kd-student fit`"
     return UsageError(f"{folder}: holds no finished run; {remedy}.", code="run.missing")

@@ -104,3 +104,8 @@ def test_a_base_trained_by_user_with_its_scalars(road: Road, tmp_path: Path) -> 
     written = list((tmp_path / "logs" / "sasrec-base" / "seed-0").glob("events.out.tfevents.*"))
     assert len(written) == 1
     assert b"validation/ndcg_at_10" in written[0].read_bytes()
+    compared = quick(road.path, f"kd-student compare {run} {RUN}").out
+    other = json.loads((road.path / RUN / "run.json").read_bytes())
+    (row,) = [one for one in cells(compared) if one[0] == "ndcg@10" and one[1]]
+    assert row[1:3] == [f"{one['test']['ndcg@10']:.4f}" for one in (record, other)]
+    assert str(run) in compared

@@ -116,6 +116,16 @@ def test_a_table_too_wide_for_its_place_runs_over_and_loses_no_number(
     assert [word for word in found if word.startswith("0.")] == numbers
 
 
+def test_a_long_head_of_several_words_leaves_the_first_column_its_words(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    head = " ".join(["word"] * 30)
+    console.table("x", ["", head, "p"], [["all pairs", "0.5", "0.25"]])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(head in line for line in lines) == 1
+    assert sum(word in line for line in lines for word in ("all", "pairs")) == 2
+
+
 def test_prose_is_wrapped_and_what_stands_beside_it_is_whole(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
