@@ -12,12 +12,12 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from cache.atomic import append_line, disk_errors, make_folder, put, sync_folder
 from cache.digest import Bytes, canonical_json, sha256_bytes, sha256_file
 from cache.manifest import Entry
+from cache.thread import Thread
 
 __all__ = ["JOURNAL", "Journal", "parse_line"]
 
@@ -54,10 +54,14 @@ class Journal:
             digest = sha256_bytes(*pieces)
             put(self.folder / name, *pieces, aside=self.folder)
         else:  # both leave the interpreter free
-            with ThreadPoolExecutor(1) as beside:
-                hashed = beside.submit(sha256_bytes, *pieces)
+            found: list[str] = []
+            beside = Thread(lambda: found.append(sha256_bytes(*pieces)))
+            try:
+                beside.start()
                 put(self.folder / name, *pieces, aside=self.folder)
-            digest = hashed.result()
+            finally:
+                beside.join()
+            (digest,) = found
         entry = Entry(path=name, size=size, sha256=digest)
         append_line(self._path, _line(entry))
         self._entries[name] = entry

@@ -7,6 +7,7 @@ part may be torn. Threads are daemons: Ctrl-C does not wait for a slow server.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import functools
 import hashlib
@@ -178,7 +179,8 @@ def run_jobs(jobs: Iterable[Job], total: int, report: Report, *, workers: int = 
     running, done, failure = workers, 0, None
     try:
         for _ in range(workers):
-            threading.Thread(target=work, daemon=True).start()
+            # written in C: see cache/thread.py; nobody waits for one that waits for a network
+            _thread.start_new_thread(work, ())
         while running:
             message = messages.get()
             if message is None:

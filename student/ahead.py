@@ -1,77 +1,62 @@
 """Work done ahead of whoever asks for it, on a background thread.
 
 The order and the results do not depend on the thread's timing, and an error surfaces at the thing it belongs to. Whoever
-leaves off before the last one closes the generator, which waits for the thread. The end of the program waits too, for what
-nobody closed and for a thread whose start Ctrl-C fell into: one that Python's end meets within a tensor aborts the process.
+leaves off before the last one closes the generator, which waits for the thread; the end of the program waits for what nobody
+closed. Ctrl-C may come at any instant: see cache/thread.py.
 """
 
 from __future__ import annotations
 
-import atexit
+import contextlib
 import queue
-import threading
-import weakref
 from collections.abc import Callable, Generator, Iterable
 from typing import TypeVar
+
+from cache.thread import Thread, ending
 
 __all__ = ["ahead"]
 
 Asked = TypeVar("Asked")
 Made = TypeVar("Made")
 
-_threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
-_over = threading.Event()  #: the program is
-
 
 def ahead(
     make: Callable[[Asked], Made], order: Iterable[Asked], most: int
 ) -> Generator[Made, None, None]:
     """`make` of each in turn, each ready before it is asked for, at most `most` (at least 1) at a time."""
-    ready: queue.Queue[tuple[Made] | BaseException | None] = queue.Queue(maxsize=max(1, most))
-    abandoned = threading.Event()
+    ready: queue.SimpleQueue[tuple[Made] | BaseException | None] = queue.SimpleQueue()
+    room: queue.SimpleQueue[None] = queue.SimpleQueue()  #: one for each that may be made
+    for _ in range(max(1, most)):
+        room.put(None)
+    abandoned = False
 
     def wanted() -> bool:
-        return not (abandoned.is_set() or _over.is_set())
-
-    def hand_over(thing: tuple[Made] | BaseException | None) -> None:
-        while wanted():
-            try:
-                ready.put(thing, timeout=0.1)
-            except queue.Full:
-                continue
-            return
+        """Wait for room; False once nobody will make any."""
+        while not (abandoned or ending()):
+            with contextlib.suppress(queue.Empty):
+                room.get(timeout=0.1)
+                return not abandoned
+        return False
 
     def work() -> None:
         try:
             for asked in order:
                 if not wanted():
                     return
-                hand_over((make(asked),))
-            hand_over(None)
+                ready.put((make(asked),))
+            ready.put(None)
         except BaseException as error:
-            hand_over(error)
+            ready.put(error)
 
-    thread = threading.Thread(target=work, name="prepare-batches", daemon=True)
-    _threads.add(thread)
+    thread = Thread(work)
     try:
         thread.start()
         while (thing := ready.get()) is not None:
             if isinstance(thing, BaseException):
                 raise thing
+            room.put(None)
             yield thing[0]
     finally:
-        abandoned.set()
-        _join(thread)
-
-
-def _join(thread: threading.Thread) -> None:
-    # the garbage collector may run anywhere, and a start that was interrupted may not know of its thread yet
-    if thread is not threading.current_thread() and thread.is_alive():
+        abandoned = True
+        room.put(None)  # it need not wait for the tenth of a second to be over
         thread.join()
-
-
-@atexit.register
-def _leave() -> None:
-    _over.set()
-    for thread in list(_threads):
-        _join(thread)

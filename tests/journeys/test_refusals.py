@@ -415,7 +415,7 @@ def test_verify_lists_every_finding_and_the_last_line_counts_them(home: Path) ->
         ),
         (
             "[kd-student.train]\nepochs = 3",
-            "[kd-student.train] is not known; known are evaluate, export, fit",
+            "[kd-student.train] is not known; known are compare, evaluate, export, fit",
         ),
         (
             "[kd-stundet.fit]\nepochs = 3",

@@ -124,7 +124,8 @@ def test_a_limit_trains_and_validates_on_fewer(
     steps: list[float] = []
     few = {"limit": 4, "second": None, "recipe": replace(RECIPE, epochs=2)}
     tune(dataset, tmp_path / "t", reading, report=lambda d, t, n: steps.append(d), **few)
-    assert steps == [1, 1, 2, 2]  # four users in batches of four: a step an epoch, and its end
+    # before and after the start is judged; four users in batches of four: a step an epoch, and its end
+    assert steps == [0, 0, 1, 1, 2, 2]
     asked = load_teacher(tmp_path / "t")
     config = tune(dataset, tmp_path / "t", reading, **few)
     # what is kept is of all users all the same

@@ -7,6 +7,7 @@ import math
 import queue
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from cache import thread
 from cache.errors import StoreError
 from cache.plan import Batch, Plan
 from student.consistency import join, retemper
@@ -24,11 +26,10 @@ from student.prepared import Prepared, prepared
 from student.targets import join_settings, target_of
 from tests.student.known import Ground, KnownScores
 
-THREAD = "prepare-batches"
 
-
-def workers() -> list[threading.Thread]:
-    return [thread for thread in threading.enumerate() if thread.name == THREAD]
+def workers() -> list[thread.Thread]:
+    """The threads that prepare batches and have not ended."""
+    return [one for one in thread._threads if not one.ended]
 
 
 @pytest.fixture(autouse=True)
@@ -213,32 +214,32 @@ def test_batches_come_as_ordered_however_far_ahead(
     assert all(reader.asked == order + order for reader in readers)
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 3])
+@pytest.mark.parametrize("most", [0, 1, 3])
 def test_no_more_than_asked_for_is_held(
-    ground: Ground, ahead: int, monkeypatch: pytest.MonkeyPatch
+    ground: Ground, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset, plan = ground
     full = threading.Event()
 
-    class Watched(queue.Queue):
-        def put(self, *args: Any, **named: Any) -> None:
+    class Watched(queue.SimpleQueue):
+        def get(self, *args: Any, **named: Any) -> object:
             try:
-                super().put(*args, **named)
-            except queue.Full:
+                return super().get(*args, **named)
+            except queue.Empty:  # the thread waits for room
                 full.set()
                 raise
 
-    monkeypatch.setattr("student.ahead.queue.Queue", Watched)
+    monkeypatch.setattr("student.ahead.queue.SimpleQueue", Watched)
     (reader,) = teachers(plan, 1)
     batches = prepared(
-        dataset, plan, range(len(plan)), [reader], join_settings([reader]), most=ahead
+        dataset, plan, range(len(plan)), [reader], join_settings([reader]), most=most
     )
     for taken in range(1, 4):
         next(batches)
         full.clear()
         assert full.wait(timeout=20)
-        # those taken, those that wait, and one in the hand of the thread
-        assert len(reader.asked) == taken + max(1, ahead) + 1
+        # those taken and those that wait
+        assert len(reader.asked) == taken + max(1, most)
     batches.close()
 
 
@@ -312,9 +313,9 @@ def test_closing_the_iterator_ends_its_thread(ground: Ground, taken: int) -> Non
 def test_what_is_next_to_nothing_starts_no_thread(ground: Ground) -> None:
     dataset, plan = ground
     order = [2, 0, 1]
-    ahead = list(prepared(dataset, plan, order, (), None))
+    by_thread = list(prepared(dataset, plan, order, (), None))
     batches = prepared(dataset, plan, order, (), None, tiled=False)
-    for expected in ahead:
+    for expected in by_thread:
         batch = next(batches)
         assert not workers()
         for name in ("items_C", "columns_T", "rows_T"):
@@ -363,15 +364,16 @@ def test_an_iterator_lost_in_a_cycle_may_be_collected_by_its_own_thread(
     try:
         batches = prepared(dataset, plan, Order(), (), None)
         next(batches)
-        (thread,) = workers()
+        (worker,) = workers()
         cycle: list[Any] = [batches]
         cycle.append(cycle)
         del batches, cycle
         lost.set()
-        thread.join(timeout=20)
+        for _ in range(2000):
+            time.sleep(0 if worker.ended else 0.01)
     finally:
         gc.enable()
-    assert not thread.is_alive()
+    assert worker.ended
     assert complaints == []
 
 
