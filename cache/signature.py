@@ -278,9 +278,16 @@ def _bad_private_key(key: Path, error: Exception, password: str) -> NoReturn:
         code, what = "signature.wrong_password", "has a password; set KD_SIGN_PASSWORD to it"
     elif "password" in said and "not encrypted" in said:
         code, what = "signature.wrong_password", "has no password; unset KD_SIGN_PASSWORD"
-    elif "password" in said:
+    elif "password" in said or (password and "deserialize" in said and _encrypted(key)):
+        # one wrong password in two hundred decrypts to something, which is then no key
         code, what = "signature.wrong_password", "has another password than KD_SIGN_PASSWORD says"
     else:
         code = "signature.bad_key"
         what = "is no private key that can sign; PEM of an elliptic curve (P-256, P-384 or P-521) was expected"
     raise UsageError(f"{key}: {what}.", code=code) from error
+
+
+def _encrypted(key: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return b"ENCRYPTED" in key.read_bytes()
+    return False

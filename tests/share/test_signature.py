@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from cache.describe import describe
 from cache.digest import sha256_bytes
@@ -280,6 +281,26 @@ def test_the_password_of_a_key_comes_from_the_environment_and_is_never_said(
     assert done.status == 0, done
     assert done.out.splitlines()[0].endswith("signed, dataset, plan, scores/two, scores/one")
     assert check_signed_here(store, locked.public) == []
+
+
+def test_a_wrong_password_that_decrypts_to_something_is_a_wrong_password(
+    store, tmp_path, monkeypatch
+):
+    locked = Keys.make(tmp_path, "locked", password="open-sesame").private
+
+    def refusal(number: int) -> str:
+        try:
+            load_pem_private_key(locked.read_bytes(), b"open-%d" % number)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    # one in some two hundred is such
+    number = next(n for n in range(5000) if "password" not in refusal(n).lower())
+    monkeypatch.setenv("KD_SIGN_PASSWORD", f"open-{number}")
+    message = refused("signature.wrong_password", lambda: sign_store(store.path, locked, silent))
+    assert "another password" in message
+    assert "open-" not in message
 
 
 @pytest.mark.parametrize("kind", ["absent", "public", "garbage", "curve"])
