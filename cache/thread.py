@@ -27,18 +27,20 @@ class Thread:
         self._ticket.put(None)
         self._end: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._number: int | None = None
+        self._started = False
         self.ended = False
         _threads.add(self)
 
     def start(self) -> None:
         """At most once."""
         _thread.start_new_thread(self._run, ())
+        self._started = True
 
     def join(self) -> None:
-        """Wait until it has ended; one that has not begun by now never does anything."""
+        """Wait until it has ended; one whose start was interrupted, and that has not begun, never does anything."""
         if self._number == _thread.get_ident():  # the garbage collector may run anywhere
             return
-        if self._first():
+        if not self._started and self._first():
             self.ended = True
         while not self.ended:
             with contextlib.suppress(queue.Empty):
