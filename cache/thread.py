@@ -11,6 +11,7 @@ from __future__ import annotations
 import _thread
 import atexit
 import contextlib
+import os
 import queue
 import weakref
 from collections.abc import Callable
@@ -79,3 +80,11 @@ def _leave() -> None:
     _over = True
     for thread in list(_threads):
         thread.join()
+
+
+def _forked() -> None:
+    for thread in list(_threads):
+        thread.ended = True  # a child has none of its parent's threads
+
+
+os.register_at_fork(after_in_child=_forked)
