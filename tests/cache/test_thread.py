@@ -15,7 +15,6 @@ from cache.digest import sha256_bytes
 from cache.journal import Journal
 from cache.thread import Thread
 
-
 #: a child that ends as programs do, while its parent's thread is at work; a hang is ended by the alarm
 FORKED = """
 import os, signal, sys, time
