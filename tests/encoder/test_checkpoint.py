@@ -191,6 +191,12 @@ def test_a_flipped_bit_anywhere_is_refused(saved: bytes, scratch: Path, data: An
     refused(scratch, bytes(bent))
 
 
+def test_another_text_of_the_same_number_is_refused(saved: bytes, scratch: Path) -> None:
+    told, other = b"0.30000000000000004", b"0.30000000000000005"  # one float64
+    assert saved.count(told) == 1
+    assert "is not what was written" in refused(scratch, saved.replace(told, other))
+
+
 def test_a_flipped_bit_in_any_byte_of_the_header_is_refused(saved: bytes, scratch: Path) -> None:
     header = 8 + int.from_bytes(saved[:8], "little")
     for place in range(header):
