@@ -7,7 +7,7 @@ it) over the real `scientific`: 34,101 prefixes, batches of 512, SASRec of width
 those of UniSRecs tuned for an epoch on MiniLM vectors, one to eight of them (three differ in their seeds, so that the
 consistency rule has work to do; the other five sets are of the same three again). All contenders take turns epoch by epoch in
 one process; the sha256 of a shard, which a reader checks once a run, falls into the round that is not counted, and so
-does joining, whose targets a run keeps (student/joined.py). What an epoch costs that joins anew is told too: the first of
+does joining, whose targets a run keeps (student/kept.py). What an epoch costs that joins anew is told too: the first of
 every run, and the share of later ones that does not fit into what is kept. With --folder what was made is found again.
 
 Threads that wait must sleep (OMP_WAIT_POLICY): where other programs want the cores too, threads that spin slow the plain

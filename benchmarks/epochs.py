@@ -11,7 +11,7 @@ import torch
 from cache.factors import FactorReader
 from cache.scores import ScoreReader
 from cache.store import Store
-from student.joined import KEPT_BYTES, Joined
+from student.kept import KEPT_BYTES, Kept
 from student.loop import make_optimizer, train
 from student.registry import find_student
 from student.schedule import TrainSettings
@@ -31,7 +31,7 @@ def epochs(
 ) -> Callable[[int], object]:
     """A contender that trains a student for one more standard epoch each time, from scores where there are readers.
 
-    Validation is a constant, so nothing but training is in it. Joined targets are kept from epoch to epoch as one run keeps
+    Validation is a constant, so nothing but training is in it. Kept targets are kept from epoch to epoch as one run keeps
     them, up to `kept_bytes`. `items` is over what the teachers are heard, `settings` those of
     `TrainSettings` that are to differ.
     """
@@ -43,7 +43,7 @@ def epochs(
     chosen = TrainSettings(join=join, curriculum=False, **settings)
     optimizer = make_optimizer(model, chosen)
     state = RunState()
-    kept = Joined(kept_bytes)
+    kept = Kept(kept_bytes)
 
     def epoch(number: int) -> None:
         state.finished = False

@@ -26,8 +26,8 @@ from encoder.packed import Packed
 from encoder.padded import laid_out, lengths_of
 from encoder.transformer import CausalTransformer
 from student.losses import dot_products, fused_loss
-from student.prepared import Prepared
 from student.protocol import Asked
+from student.ready import Prepared
 
 __all__ = ["BERT4Rec", "BERT4RecConfig", "cloze_places", "make"]
 

@@ -22,8 +22,8 @@ from student.fields import ITEM_FIELDS, USER_FIELDS, whose
 from student.fm import FM, FMConfig, pairs, pointwise
 from student.losses import dot_products
 from student.perceptron import Perceptron
-from student.prepared import Prepared
 from student.protocol import Asked
+from student.ready import Prepared
 
 __all__ = ["DeepFM", "DeepFMConfig", "make"]
 

@@ -20,8 +20,8 @@ from cache.dataset import Dataset
 from encoder.packed import Packed
 from student.fields import Fields, whose
 from student.interactions import Negatives
-from student.prepared import Prepared
 from student.protocol import Asked
+from student.ready import Prepared
 
 __all__ = ["FM", "FMConfig", "make", "pointwise"]
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from cache.errors import StoreError, UsageError
 from cache.plan import Batch, Plan
 from student.permutations import discrepancy, ensemble, list_size, top_columns
-from student.prepared import Lists
+from student.ready import Lists
 from student.targets import Items, Scores, called, scores_of
 
 __all__ = ["HetComp", "HetCompSettings", "check_trajectories"]

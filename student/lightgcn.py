@@ -23,8 +23,8 @@ from encoder.packed import Packed
 from student.fields import whose
 from student.interactions import Negatives, training_pairs
 from student.losses import dot_products
-from student.prepared import Prepared
 from student.protocol import Asked
+from student.ready import Prepared
 
 __all__ = ["LightGCN", "LightGCNConfig", "make"]
 

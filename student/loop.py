@@ -21,9 +21,10 @@ from cache.plan import Plan
 from encoder.dropout import seed_step
 from encoder.room import room_for
 from student.hetcomp import HetComp, HetCompSettings
-from student.joined import Joined
-from student.prepared import Prepared, prepared
+from student.kept import Kept
+from student.prepared import prepared
 from student.protocol import AnyStudent, OwnLoss
+from student.ready import Prepared
 from student.schedule import TrainSettings, epoch_batches
 from student.state import EpochRecord, RunState
 from student.steps import lists_loss, step_loss
@@ -55,7 +56,7 @@ def train(
     on_epoch: Callable[[RunState], None] = lambda state: None,
     on_step: Callable[[int, int], None] = lambda done, total: None,
     device: torch.device | str = "cpu",
-    kept: Joined | None = None,
+    kept: Kept | None = None,
 ) -> RunState:
     """Train `model` until validation stops improving; its best weights are in the returned state.
 
@@ -64,7 +65,7 @@ def train(
         state: where a former run stood; `model` and `optimizer` must hold what they held then.
         on_epoch: told after every epoch; the place to keep a checkpoint.
         on_step: told (steps done in this epoch, steps in this epoch).
-        kept: holds the joined targets of epochs before this call, and those to come.
+        kept: holds the batches of epochs before this call, and those to come.
 
     Raises:
         TeacherError: ``model.not_finite`` when the loss is no number.
@@ -95,7 +96,7 @@ def train(
         workspace=workspace,
         device=torch.device(device),
     )
-    kept = Joined() if kept is None else kept
+    kept = Kept() if kept is None else kept
     while not state.finished and (now := epoch_batches(settings, plan, state.epoch)):
         name, source, order = now
         model.train()
@@ -178,7 +179,7 @@ class _Learner:
         for done, batch in enumerate(batches, start=1):
             seed_step(self.settings.seed, state.step)
             total, losses_2 = self._losses(batch, state.epoch)
-            self.optimizer.zero_grad(set_to_none=True)
+            self._forget()
             total.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             sums_2 += losses_2.float() * batch.slots
@@ -193,6 +194,12 @@ class _Learner:
                 code="model.not_finite",
             )
         return ce, kd, slots
+
+    def _forget(self) -> None:
+        """No gradient: the optimizer's own `zero_grad` does the same and tells the profiler, 0.1 ms where FM's step is one."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = None
 
     def _losses(self, batch: Prepared, epoch: int) -> tuple[Tensor, Tensor]:
         """What is minimised, and its two parts [2]."""

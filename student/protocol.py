@@ -18,7 +18,7 @@ from encoder.packed import Packed
 
 if TYPE_CHECKING:
     from cache.dataset import Dataset
-    from student.prepared import Prepared
+    from student.ready import Prepared
 
 __all__ = ["AnyStudent", "Asked", "OwnLoss", "Padded", "Scorer", "Served", "Student", "TwoDomains"]
 

@@ -32,7 +32,7 @@ from encoder.packed import Packed
 from encoder.transformer import CausalTransformer
 from student.bert4rec import cloze_places
 from student.losses import dot_products, fused_loss
-from student.prepared import Prepared
+from student.ready import Prepared
 
 __all__ = ["RecGURU", "RecGURUConfig", "discrimination", "make", "turned"]
 

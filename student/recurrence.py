@@ -3,6 +3,7 @@
 torch's own layer, given packed histories on a processor, cuts slices out of one tensor a step, and on the way back fills a
 gradient of the whole size for each: half of its time at 512 histories of up to 50 items. Here the way back writes each step's
 rows where they belong and multiplies for the weights once, at the end. Keeps five numbers a token and unit for it.
+Under autocast nothing of it is rounded.
 Legend: N tokens in the order of steps (all first items, all second ones, ...), D width in, G width of the state.
 """
 
@@ -24,7 +25,10 @@ def recurrence(x_ND: Tensor, into_3GD: Tensor, back_3GG: Tensor, alive: list[int
         alive: how many histories have a first, a second, ... item; falling, summing to N. Those of a step stand in the
             same order in every step, so that the histories which end are its last.
     """
-    states: Tensor = _Recurrence.apply(x_ND, into_3GD, back_3GG, alive)  # type: ignore[no-untyped-call]
+    with torch.autocast(
+        x_ND.device.type, enabled=False
+    ):  # each product is written to where it belongs, as it is
+        states: Tensor = _Recurrence.apply(x_ND, into_3GD, back_3GG, alive)  # type: ignore[no-untyped-call]
     return states
 
 

@@ -13,8 +13,8 @@ from cache.errors import UsageError
 from encoder.packed import Packed
 from student.losses import cross_entropy, distillation_loss, fused_loss
 from student.permutations import list_loss
-from student.prepared import Lists, Prepared
 from student.protocol import AnyStudent, OwnLoss, Scorer, Student
+from student.ready import Lists, Prepared
 from student.schedule import TrainSettings
 
 __all__ = ["lists_loss", "step_loss"]

@@ -26,7 +26,8 @@ from cache.paths import without_checkpoints
 from cache.scores import ScoreReader
 from cache.store import Store
 from student.batches import Batches
-from student.prepared import Prepared, prepared
+from student.prepared import prepared
+from student.ready import Prepared
 from student.schedule import TrainSettings, epoch_batches
 from student.targets import JoinSettings, join_settings
 

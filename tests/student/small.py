@@ -17,8 +17,9 @@ from encoder.packed import Packed
 from pipeline.fit import fit
 from pipeline.runs import Run
 from pipeline.suite_ground import shop_dataset
-from student.prepared import Prepared, prepared
+from student.prepared import prepared
 from student.protocol import TwoDomains
+from student.ready import Prepared
 from student.registry import BUILT_IN, find_student
 from student.schedule import TrainSettings
 from student.state import RunState

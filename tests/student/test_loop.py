@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cache.errors import StoreError, TeacherError
 from student import loop
-from student.joined import Joined
+from student.kept import Kept
 from student.losses import cross_entropy, distillation_loss
 from student.prepared import prepared
 from student.schedule import TrainSettings, schedule
@@ -103,7 +103,7 @@ def test_curriculum_epochs_ask_the_teachers_about_easy_batches_only(ground: Grou
             reader.asked.clear()
 
     state = trial.run(
-        on_epoch=on_epoch, kept=Joined(limit=0)
+        on_epoch=on_epoch, kept=Kept(limit=0)
     )  # so that each epoch asks for all it needs
     plan = trial.plan
     easy = [index for index in range(len(plan)) if plan[index].bucket == 0]

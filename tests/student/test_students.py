@@ -16,6 +16,7 @@ from encoder.packed import Packed
 from pipeline.evaluate import rank_student
 from pipeline.metrics import metrics_of_ranks
 from pipeline.runs import load_student
+from student.kept import KEPT_BYTES, Kept
 from student.loop import train
 from student.protocol import Scorer, Student
 from student.registry import find_student
@@ -25,6 +26,7 @@ from student.targets import join_settings
 from tests.fakes import tree
 from tests.student.known import KnownFactors
 from tests.student.small import NAMES, first_batch, made, packed, shop, trained
+from tests.student.trial import same
 
 STILL = {"dropout": 0.0, "hidden": 16}  # what is learnt is seen within a few epochs
 
@@ -192,6 +194,33 @@ def test_a_student_of_float64_is_trained(store: Store) -> None:
     model = Wide(store.dataset.num_items)
     state = train(model, store.dataset, store.plan, [], settings, validate=lambda: 0.0)
     assert state.history[0].ce > 0
+
+
+@every_student
+def test_it_ends_in_the_same_bits_whether_batches_are_kept_or_not(store: Store, name: str) -> None:
+    """Nobody writes to a batch: it comes again in the next epoch."""
+    settings = TrainSettings(epochs=3, curriculum=False)
+    weights = []
+    for limit in (KEPT_BYTES, 0):
+        torch.manual_seed(0)
+        model = made(name, store.dataset)
+        kept = Kept(limit)
+        train(model, store.dataset, store.plan, [], settings, validate=lambda: 0.0, kept=kept)
+        assert len(kept) == (len(store.plan.round(1)) if limit else 0)
+        weights.append(model.state_dict())
+    assert same(*weights)
+
+
+@every_student
+def test_it_learns_under_bfloat16_autocast_what_it_learns_without(
+    store: Store, tmp_path: Path, name: str
+) -> None:
+    common: dict[str, Any] = {"teachers": 2, "epochs": 2, "sizes": STILL}
+    rounded = trained(store, tmp_path / "rounded", name, amp=True, **common).record["history"]
+    exact = trained(store, tmp_path / "exact", name, **common).record["history"]
+    for one, other in zip(rounded, exact, strict=True):
+        assert one["ce"] == pytest.approx(other["ce"], rel=1e-2)
+        assert one["kd"] == pytest.approx(other["kd"], rel=5e-2, abs=1e-3)
 
 
 @pytest.mark.parametrize("name", ["bert4rec", "recguru", "lightgcn", "fm", "deepfm"])

@@ -22,7 +22,8 @@ from cache import thread
 from cache.errors import StoreError
 from cache.plan import Batch, Plan
 from student.consistency import join, retemper
-from student.prepared import Prepared, prepared
+from student.prepared import prepared
+from student.ready import Prepared
 from student.targets import join_settings, target_of
 from tests.student.known import Ground, KnownScores
 
