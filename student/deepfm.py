@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cache.dataset import Dataset
 from encoder.dropout import Dropout
 from encoder.packed import Packed
+from student.deep import deep
 from student.fields import ITEM_FIELDS, USER_FIELDS, whose
 from student.fm import FM, FMConfig, pairs, pointwise
 from student.losses import dot_products
@@ -85,11 +86,11 @@ class DeepFM(nn.Module):
         packed, rows_T = batch.packed, batch.rows_T
         rows_2T = torch.cat([rows_T, self.fm.negatives(whose(packed))])
         users_T2D, items_2T3D = self.fm.fields.of_both(packed, rows_2T)
-        both = torch.cat([users_T2D.repeat(2, 1, 1), items_2T3D], dim=1)
         with torch.autocast(rows_T.device.type, enabled=False):
             shallow_2T = pairs(users_T2D, items_2T3D) + self.fm.bias
-            deep_2T = self._how().rows(self._dropped(both), self._layers())
-        base = pointwise(shallow_2T + deep_2T.view_as(shallow_2T))
+            layers, tile = self._layers(), _tile(rows_T)
+            deep_2T = deep(users_T2D, items_2T3D, layers, dropout=self._rate, tile=tile)
+            base = pointwise(shallow_2T + deep_2T)
         return base, self._pairs(packed, batch.items_C) if logits else None
 
     def _pairs(self, packed: Packed, items_C: Tensor | None) -> Tensor:
@@ -106,11 +107,11 @@ class DeepFM(nn.Module):
         return self._how().scores(user_part_BW, item_part_CW, self._layers()[1:])
 
     def _how(self) -> Perceptron:
-        return Perceptron(
-            dropout=self.config.dropout if self.training else 0,
-            tile=_TILE if self.first.weight.device.type == "cpu" else _CHUNK_ELSEWHERE,
-            held=_HELD_BYTES,
-        )
+        return Perceptron(dropout=self._rate, tile=_tile(self.first.weight), held=_HELD_BYTES)
+
+    @property
+    def _rate(self) -> float:
+        return self.config.dropout if self.training else 0
 
     def _layers(self) -> list[tuple[Tensor, Tensor]]:
         return [(linear.weight, linear.bias) for linear in (self.first, *self.layer, self.predict)]
@@ -162,6 +163,10 @@ class DeepFM(nn.Module):
 
 def _chunk(part: Tensor) -> int:
     return _CHUNK if part.device.type == "cpu" else _CHUNK_ELSEWHERE
+
+
+def _tile(part: Tensor) -> int:
+    return _TILE if part.device.type == "cpu" else _CHUNK_ELSEWHERE
 
 
 def make(config: DeepFMConfig, dataset: Dataset) -> DeepFM:

@@ -1,11 +1,10 @@
-"""DeepFM's perceptron over pairs of a user and an item while it learns, with the way back written out.
+"""DeepFM's perceptron over every user with every item while it learns, with the way back written out.
 
-Two ways in. Where every user meets every item, the first layer, which is linear in the fields, comes ready: its part of
-each user and its part of each item, summed for a pair. Where the pairs are given, they come as rows and pass it here. A
-tile of pairs at a time passes all layers, and all of them back: `tile` pairs, whose numbers a core's cache holds. What the
-way back needs of a pair, depth x W numbers, is held for the first tiles, up to `held` bytes, and computed again for the
-others, with the same units dropped. Dropout is as in encoder/dropout.py, its scale put into the weights that follow.
-Refuses nothing: the shapes are the caller's. Legend: B users, K items, F numbers of a row, W width, N pairs of a tile.
+The first layer, which is linear in the fields, comes ready: its part of each user and its part of each item, summed for a
+pair. A tile of pairs at a time passes all layers, and all of them back: `tile` pairs, whose numbers a core's cache holds.
+What the way back needs of a pair, depth x W numbers, is held for the first tiles, up to `held` bytes, and computed again for
+the others, with the same units dropped. Dropout is as in encoder/dropout.py, its scale put into the weights that follow.
+Refuses nothing: the shapes are the caller's. Legend: B users, K items, W width, N pairs of a tile.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from encoder.dropout import Rate
 
-__all__ = ["Perceptron"]
+__all__ = ["Layers", "Perceptron", "rectified"]
 
 #: (weight, bias) each, the one that comes to a number last
 Layers = Sequence[tuple[Tensor, Tensor]]
@@ -31,25 +30,16 @@ _Where = tuple[slice, slice]
 class Perceptron:
     """How pairs pass, and what is held of them."""
 
-    #: before each layer but the first and the last, 0 where nothing is to be dropped
-    dropout: float
+    dropout: float  #: before each of these layers but the last, 0 where nothing is to be dropped
     tile: int  #: pairs
     held: int  #: bytes
 
     def scores(self, users_BW: Tensor, items_KW: Tensor, layers: Layers) -> Tensor:
         """[B, K] of every user with every item, by the layers after the first."""
-        return self._through(users_BW, items_KW, layers)
-
-    def rows(self, pairs_KF: Tensor, layers: Layers) -> Tensor:
-        """[K] of these pairs, by all layers."""
-        return self._through(None, pairs_KF, layers)[0]
-
-    def _through(self, users_BW: Tensor | None, items_KW: Tensor, layers: Layers) -> Tensor:
         flat = [one for layer in layers for one in layer]
         dtype = flat[0].dtype  # autocast may have rounded what comes in
-        users_BW = None if users_BW is None else users_BW.to(dtype)
         with torch.autocast(items_KW.device.type, enabled=False):
-            found: Tensor = _Scores.apply(self, users_BW, items_KW.to(dtype), *flat)  # type: ignore[no-untyped-call]
+            found: Tensor = _Scores.apply(self, users_BW.to(dtype), items_KW.to(dtype), *flat)  # type: ignore[no-untyped-call]
         return found
 
 
@@ -58,25 +48,24 @@ class _Pass:
     """One pass: what both ways need. The seed is drawn from torch's generator, a tile's units from one of its own."""
 
     how: Perceptron
-    users_BW: Tensor | None  #: none where the items are whole pairs
+    users_BW: Tensor
     items_KW: Tensor
     flat: Sequence[Tensor]
     seed: int
 
-    def dropped(self, place: int) -> Rate:
-        """What is dropped before the layer at this place."""
-        return Rate(self.how.dropout if place or self.users_BW is not None else 0)
+    @property
+    def rate(self) -> Rate:
+        """What is dropped before each hidden layer."""
+        return Rate(self.how.dropout)
 
     @property
     def weights(self) -> list[Tensor]:
         """[W, W] of the hidden layers, times what makes up for the units dropped before them."""
-        hidden = self.flat[:-2:2]
-        return [weight * self.dropped(place).scale for place, weight in enumerate(hidden)]
+        return [weight * self.rate.scale for weight in self.flat[:-2:2]]
 
     def tiles(self) -> Iterator[tuple[int, _Where]]:
         """(number, which users and which of their items)."""
-        users = 1 if self.users_BW is None else len(self.users_BW)
-        each = len(self.items_KW)
+        users, each = len(self.users_BW), len(self.items_KW)
         rows = max(1, self.how.tile // each)
         places = [
             (slice(start, start + rows), slice(first, first + self.how.tile))
@@ -86,20 +75,15 @@ class _Pass:
         return enumerate(places)
 
     def states(self, number: int, where: _Where, weights: Sequence[Tensor]) -> list[Tensor]:
-        """[N, W] what each layer is given and the last one leaves: rectified unless it is a row, the dropped units nothing."""
-        items_kW = self.items_KW[where[1]]
-        if self.users_BW is None:
-            states = [items_kW]
-        else:
-            pairs_bkW = self.users_BW[where[0]][:, None] + items_kW
-            states = [pairs_bkW.view(-1, items_kW.shape[1]).relu_()]
-        noise = torch.Generator(items_kW.device) if self.how.dropout else None
+        """[N, W] what each layer is given and the last one leaves: rectified, the dropped units nothing."""
+        pairs_bkW = self.users_BW[where[0]][:, None] + self.items_KW[where[1]]
+        states = [pairs_bkW.view(-1, pairs_bkW.shape[-1]).relu_()]
+        noise = torch.Generator(pairs_bkW.device) if self.how.dropout else None
         if noise:
             noise.manual_seed((self.seed + number) % (1 << 32))
-        for place, (weight, bias) in enumerate(zip(weights, self.flat[1:-2:2], strict=True)):
-            rate = self.dropped(place)
-            if noise and rate.zeroed:
-                states[-1].mul_(rate.kept(states[-1], noise))
+        for weight, bias in zip(weights, self.flat[1:-2:2], strict=True):
+            if noise and self.rate.zeroed:
+                states[-1].mul_(self.rate.kept(states[-1], noise))
             states.append(torch.addmm(bias, states[-1], weight.T).relu_())
         return states
 
@@ -107,11 +91,11 @@ class _Pass:
 class _Scores(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, how: Perceptron, users_BW: Tensor | None, items_KW: Tensor, *flat: Tensor
+        ctx: Any, how: Perceptron, users_BW: Tensor, items_KW: Tensor, *flat: Tensor
     ) -> Tensor:
         seed = int(torch.randint(1 << 32, ())) if how.dropout else 0
         one = _Pass(how, users_BW, items_KW, flat, seed)
-        scores_BK = items_KW.new_empty(1 if users_BW is None else len(users_BW), len(items_KW))
+        scores_BK = items_KW.new_empty(len(users_BW), len(items_KW))
         weights, last_W = one.weights, flat[-2][0]
         held: list[list[Tensor]] = []
         room = how.held
@@ -132,8 +116,7 @@ class _Scores(torch.autograd.Function):
         (given_BK,) = given
         one = _Pass(ctx.how, users_BW, items_KW, flat, ctx.seed)
         weights, last_W = ctx.weights, flat[-2][0]
-        users_G = None if users_BW is None else torch.zeros_like(users_BW)
-        items_G = torch.zeros_like(items_KW)
+        users_G, items_G = torch.zeros_like(users_BW), torch.zeros_like(items_KW)
         grads = [torch.zeros_like(each) for each in flat]
         ones = items_KW.new_ones(min(ctx.how.tile, given_BK.numel()))
         for number, where in one.tiles():
@@ -143,23 +126,20 @@ class _Scores(torch.autograd.Function):
             grads[-2][0].addmv_(states[-1].T, given_N)
             slopes = torch.outer(given_N, last_W)
             for place in range(len(weights) - 1, -1, -1):
-                slopes = _rectified(slopes, states[place + 1])
+                slopes = rectified(slopes, states[place + 1])
                 grads[2 * place].addmm_(slopes.T, states[place])
                 grads[2 * place + 1].addmv_(slopes.T, ones[: len(slopes)])
                 slopes = slopes @ weights[place]
-            if users_G is None:
-                items_G[where[1]] = slopes
-                continue
-            pairs_bkW = _rectified(slopes, states[0]).view(*given_BK[where].shape, -1)
+            pairs_bkW = rectified(slopes, states[0]).view(*given_BK[where].shape, -1)
             users_G[where[0]] += pairs_bkW.sum(1)
             items_G[where[1]] += pairs_bkW.sum(0)
         grads[-1] += given_BK.sum()
-        for place, weight in enumerate(grads[:-2:2]):
-            weight.mul_(one.dropped(place).scale)
+        for weight in grads[:-2:2]:
+            weight.mul_(one.rate.scale)
         return None, users_G, items_G, *grads
 
 
-def _rectified(slopes: Tensor, state: Tensor) -> Tensor:
+def rectified(slopes: Tensor, state: Tensor) -> Tensor:
     """The slopes before the rectifier and the dropout, written over: nothing where the state is nothing."""
     found: Tensor = torch.ops.aten.threshold_backward.grad_input(
         slopes, state, 0, grad_input=slopes

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cache.store import Store
 from student import deepfm
+from student.deep import deep
 from student.deepfm import DeepFM, DeepFMConfig
 from student.fields import codes
 from student.fm import FM, FMConfig, pairs
@@ -130,6 +131,50 @@ def test_the_way_back_that_is_written_out_is_that_of_finite_differences() -> Non
     users = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
     items = torch.randn(6, 3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(pairs, [users, items])
+
+
+def given_pairs(depth: int) -> tuple[list[Tensor], list[Tensor]]:
+    """([users, items], [weight, bias, ...]): 3 users with two items each, fields of 4 numbers and a weight, layers of 6."""
+    torch.manual_seed(0)
+    fields = [torch.randn(3, 2, 5), torch.randn(6, 3, 5)]
+    shapes = [(6, 20), *[(6, 6)] * (depth - 1), (1, 6)]
+    layers = [part for n, m in shapes for part in (torch.randn(n, m), torch.randn(n))]
+    found = [[one.double().requires_grad_() for one in part] for part in (fields, layers)]
+    return found[0], found[1]
+
+
+@pytest.mark.parametrize("tile", [1, 4, 6])
+@pytest.mark.parametrize("depth", [1, 3])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_given_pairs_pass_the_perceptron_and_back_as_finite_differences_do(
+    depth: int, dropout: float, tile: int
+) -> None:
+    fields, layers = given_pairs(depth)
+
+    def through(users: Tensor, items: Tensor, *flat: Tensor) -> Tensor:
+        torch.manual_seed(1)  # the same units are dropped each time
+        pairs = list(zip(flat[::2], flat[1::2], strict=True))
+        return deep(users, items, pairs, dropout=dropout, tile=tile)
+
+    assert torch.autograd.gradcheck(through, [*fields, *layers])
+
+
+@torch.no_grad()
+def test_units_of_given_pairs_are_dropped_before_each_layer_and_made_up_for() -> None:
+    """Five fields of one number, all ones; each unit of the layer is their mean, so the score is the share that was kept."""
+    users, items = torch.ones(20_000, 2, 2), torch.ones(40_000, 3, 2)
+    layers = [(torch.full((4, 5), 0.2), torch.zeros(4)), (torch.full((1, 4), 0.25), torch.zeros(1))]
+    whole = deep(users, items, layers, dropout=0.0, tile=1024)
+    assert torch.equal(whole, torch.ones(2, 20_000))
+    some = deep(users, items, layers, dropout=0.2, tile=1024)
+    # k of 5 numbers are kept, at 205/256 each, and count 256/205: 0.2 x 256/205 x k
+    values = [0.2 * 256 / 205 * kept for kept in range(6)]
+    assert sorted({round(value, 4) for value in some.flatten().tolist()}) == pytest.approx(
+        values, abs=1e-4
+    )
+    # the standard deviation of the mean of 40,000 is sqrt(51 / 205 / 5 / 40000) = 0.0011
+    assert some.mean().item() == pytest.approx(1, abs=0.005)
+    assert not torch.equal(some[0], some[1])  # the user's side is dropped for each of the two anew
 
 
 def test_one_look_at_the_table_finds_and_teaches_what_two_embeddings_do(store: Store) -> None:
