@@ -3,7 +3,7 @@
 The perceptron's score is no dot product: each pair of a history and an item passes it. Two things bound what that costs.
 The first layer is linear in the fields, so a user's part and an item's part are computed once each and summed for a pair;
 where teachers are heard, its dropout is therefore drawn once for a user's side and once for an item's side. And pairs pass
-a few at a time, which a core's cache holds (student/perceptron.py): 512 x 512 of them at the default sizes take 0.4 GiB.
+a few at a time, which a core's cache holds (student/grid.py): 512 x 512 of them at the default sizes take 0.4 GiB.
 Trained pointwise as FM is. Legend: B histories, T slots, C columns, V items, D width of a field, W width of a layer.
 """
 
@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from cache.dataset import Dataset
 from encoder.dropout import Dropout
 from encoder.packed import Packed
-from student.deep import deep
 from student.fields import ITEM_FIELDS, USER_FIELDS, whose
-from student.fm import FM, FMConfig, pairs, pointwise
+from student.fm import FM, FMConfig
+from student.grid import Grid
 from student.losses import dot_products
-from student.perceptron import Perceptron
+from student.pairs import pairs_loss
 from student.protocol import Asked
 from student.ready import Prepared
 
@@ -85,12 +85,15 @@ class DeepFM(nn.Module):
         """Binary cross-entropy of the target and of one negative; and the logits [T, C]."""
         packed, rows_T = batch.packed, batch.rows_T
         rows_2T = torch.cat([rows_T, self.fm.negatives(whose(packed))])
-        users_T2D, items_2T3D = self.fm.fields.of_both(packed, rows_2T)
         with torch.autocast(rows_T.device.type, enabled=False):
-            shallow_2T = pairs(users_T2D, items_2T3D) + self.fm.bias
-            layers, tile = self._layers(), _tile(rows_T)
-            deep_2T = deep(users_T2D, items_2T3D, layers, dropout=self._rate, tile=tile)
-            base = pointwise(shallow_2T + deep_2T)
+            base = pairs_loss(
+                self.fm.fields.table.weight,
+                self.fm.bias,
+                self.fm.fields.rows(packed, rows_2T),
+                self._flat(),
+                dropout=self._rate,
+                tile=_tile(rows_T),
+            )
         return base, self._pairs(packed, batch.items_C) if logits else None
 
     def _pairs(self, packed: Packed, items_C: Tensor | None) -> Tensor:
@@ -104,17 +107,17 @@ class DeepFM(nn.Module):
 
     def _learnt(self, user_part_BW: Tensor, item_part_CW: Tensor) -> Tensor:
         """[B, C] with a way back."""
-        return self._how().scores(user_part_BW, item_part_CW, self._layers()[1:])
-
-    def _how(self) -> Perceptron:
-        return Perceptron(dropout=self._rate, tile=_tile(self.first.weight), held=_HELD_BYTES)
+        grid = Grid(dropout=self._rate, tile=_tile(user_part_BW), held=_HELD_BYTES)
+        return grid.scores(user_part_BW, item_part_CW, self._flat()[2:])
 
     @property
     def _rate(self) -> float:
         return self.config.dropout if self.training else 0
 
-    def _layers(self) -> list[tuple[Tensor, Tensor]]:
-        return [(linear.weight, linear.bias) for linear in (self.first, *self.layer, self.predict)]
+    def _flat(self) -> list[Tensor]:
+        """Weight and bias of each layer in turn."""
+        layers = (self.first, *self.layer, self.predict)
+        return [one for linear in layers for one in (linear.weight, linear.bias)]
 
     def _chunks(self, user_part_BW: Tensor, item_part_CW: Tensor) -> Tensor:
         """[B, C], a few histories at a time."""

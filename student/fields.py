@@ -7,17 +7,15 @@ string of the dataset's columns a value (the empty one too). Legend: B histories
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from cache.dataset import Dataset
 from encoder.packed import Packed
 from encoder.padded import PADDING, lengths_of
+from student.pairs import Rows
 
 __all__ = ["ITEM_FIELDS", "USER_FIELDS", "Fields", "codes", "whose"]
 
@@ -71,13 +69,14 @@ class Fields(nn.Module):
                 for columns in (slice(0, width), slice(width, None)):
                     block[:, columns] = nn.init.xavier_normal_(block[:, columns].clone())
 
-    def of_both(self, packed: Packed, rows_C: Tensor) -> tuple[Tensor, Tensor]:
-        """`of_users` and `of_items` by one look at the table, with the way back written out."""
-        users_B, lengths_B = whose(packed), packed.positions[packed.last] + 1
-        own_3C = self.items_V3.index_select(0, rows_C).flatten()
-        rows_N = torch.cat([users_B, packed.items + self.starts[1], own_3C])
-        found: tuple[Tensor, Tensor] = _BothSides.apply(self.table.weight, rows_N, lengths_B)  # type: ignore[no-untyped-call]
-        return found
+    def rows(self, packed: Packed, rows_P: Tensor) -> Rows:
+        """Where the table has the users of these histories, the histories, and these items."""
+        return Rows(
+            users_T=whose(packed),
+            history_N=packed.items + self.starts[1],
+            lengths_T=packed.positions[packed.last] + 1,
+            items_PF=self.items_V3.index_select(0, rows_P),
+        )
 
     def of_users(self, packed: Packed) -> Tensor:
         """[B, 2, D + 1] the user's own and the mean over the history."""
@@ -99,39 +98,6 @@ class Fields(nn.Module):
             self.items_V3 if rows_C is None else self.items_V3.index_select(0, rows_C)
         )
         return found
-
-
-class _BothSides(torch.autograd.Function):
-    """Rows of users, of the items in their histories and of items to ([B, 2, D], [C, 3, D]).
-
-    Histories are summed where they are read, in an eighth of the time that adding up copies takes. The gradient of the table
-    is summed by rows into zeros: what torch does for an embedding takes three times as long.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, table_RD: Tensor, rows_N: Tensor, lengths_B: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        users, ends_B = len(lengths_B), lengths_B.cumsum(0)
-        owners_M = torch.repeat_interleave(lengths_B)
-        items = users + len(owners_M)
-        sums_BD = F.embedding_bag(rows_N[users:items], table_RD, ends_B - lengths_B, mode="sum")
-        own_BD = table_RD.index_select(0, rows_N[:users])
-        items_ND = table_RD.index_select(0, rows_N[items:])
-        ctx.save_for_backward(rows_N, lengths_B, owners_M)
-        ctx.rows = len(table_RD)
-        users_B2D = torch.stack([own_BD, sums_BD.div_(lengths_B[:, None])], dim=1)
-        return users_B2D, items_ND.view(-1, ITEM_FIELDS, table_RD.shape[1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        rows_N, lengths_B, owners_M = ctx.saved_tensors
-        users_B2D, items_C3D = slopes
-        each_BD = users_B2D[:, 1] / lengths_B[:, None]
-        parts = [users_B2D[:, 0], each_BD.index_select(0, owners_M), items_C3D.flatten(0, 1)]
-        table_RD = users_B2D.new_zeros(ctx.rows, users_B2D.shape[-1])
-        return table_RD.index_add_(0, rows_N, torch.cat(parts)), None, None
 
 
 def _means(own_BD: Tensor, items_ND: Tensor, lengths_B: Tensor) -> Tensor:

@@ -1,142 +1,67 @@
-"""DeepFM's perceptron over every user with every item while it learns, with the way back written out.
+"""A perceptron's layers over rows of numbers, forth and back, written out: what DeepFM adds to a factorisation machine.
 
-The first layer, which is linear in the fields, comes ready: its part of each user and its part of each item, summed for a
-pair. A tile of pairs at a time passes all layers, and all of them back: `tile` pairs, whose numbers a core's cache holds.
-What the way back needs of a pair, depth x W numbers, is held for the first tiles, up to `held` bytes, and computed again for
-the others, with the same units dropped. Dropout is as in encoder/dropout.py, its scale put into the weights that follow.
-Refuses nothing: the shapes are the caller's. Legend: B users, K items, W width, N pairs of a tile.
+Dropout is as in encoder/dropout.py: units of what a layer is given become zero, and what makes up for them is put into the
+layer's weights. A rectifier leaves zeros too, so that what it left tells the way back of both. Calls count here as much as
+numbers do (a step is a few milliseconds of both): so there is one for each thing that happens. Refuses nothing: the shapes
+are the caller's. Holds depth x W numbers a row between the two ways. Legend: N rows, F numbers of a row, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from encoder.dropout import Rate
 
-__all__ = ["Layers", "Perceptron", "rectified"]
-
-#: (weight, bias) each, the one that comes to a number last
-Layers = Sequence[tuple[Tensor, Tensor]]
-_Where = tuple[slice, slice]
+__all__ = ["Layers", "rectified"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Perceptron:
-    """How pairs pass, and what is held of them."""
+class Layers:
+    """The layers as one step sees them.
 
-    dropout: float  #: before each of these layers but the last, 0 where nothing is to be dropped
-    tile: int  #: pairs
-    held: int  #: bytes
+    Args:
+        flat: weight and bias of each layer in turn, [W, F], [W], [W, W], ..., and last [1, W], [1].
+        dropout: before each layer but the last, 0 where nothing is to be dropped.
+    """
 
-    def scores(self, users_BW: Tensor, items_KW: Tensor, layers: Layers) -> Tensor:
-        """[B, K] of every user with every item, by the layers after the first."""
-        flat = [one for layer in layers for one in layer]
-        dtype = flat[0].dtype  # autocast may have rounded what comes in
-        with torch.autocast(items_KW.device.type, enabled=False):
-            found: Tensor = _Scores.apply(self, users_BW.to(dtype), items_KW.to(dtype), *flat)  # type: ignore[no-untyped-call]
-        return found
+    def __init__(self, flat: Sequence[Tensor], dropout: float) -> None:
+        self.rate = Rate(dropout if len(flat) > 2 else 0)
+        self.weights = [weight * self.rate.scale for weight in flat[:-2:2]]
+        self.biases = flat[1:-2:2]
+        (self.last_W,), self.last_bias = flat[-2:]
 
+    def forth(self, x_NF: Tensor, noise: torch.Generator | None = None) -> list[Tensor]:
+        """What each layer is given and the last hidden one leaves, rectified: [N, F], [N, W], ..., dropped units zero.
 
-@dataclass(frozen=True, slots=True)
-class _Pass:
-    """One pass: what both ways need. The seed is drawn from torch's generator, a tile's units from one of its own."""
-
-    how: Perceptron
-    users_BW: Tensor
-    items_KW: Tensor
-    flat: Sequence[Tensor]
-    seed: int
-
-    @property
-    def rate(self) -> Rate:
-        """What is dropped before each hidden layer."""
-        return Rate(self.how.dropout)
-
-    @property
-    def weights(self) -> list[Tensor]:
-        """[W, W] of the hidden layers, times what makes up for the units dropped before them."""
-        return [weight * self.rate.scale for weight in self.flat[:-2:2]]
-
-    def tiles(self) -> Iterator[tuple[int, _Where]]:
-        """(number, which users and which of their items)."""
-        users, each = len(self.users_BW), len(self.items_KW)
-        rows = max(1, self.how.tile // each)
-        places = [
-            (slice(start, start + rows), slice(first, first + self.how.tile))
-            for start in range(0, users, rows)
-            for first in range(0, each, self.how.tile)
-        ]
-        return enumerate(places)
-
-    def states(self, number: int, where: _Where, weights: Sequence[Tensor]) -> list[Tensor]:
-        """[N, W] what each layer is given and the last one leaves: rectified, the dropped units nothing."""
-        pairs_bkW = self.users_BW[where[0]][:, None] + self.items_KW[where[1]]
-        states = [pairs_bkW.view(-1, pairs_bkW.shape[-1]).relu_()]
-        noise = torch.Generator(pairs_bkW.device) if self.how.dropout else None
-        if noise:
-            noise.manual_seed((self.seed + number) % (1 << 32))
-        for weight, bias in zip(weights, self.flat[1:-2:2], strict=True):
-            if noise and self.rate.zeroed:
+        Args:
+            x_NF: what the first layer is given, its units dropped already.
+            noise: says which units are dropped; torch's default generator without it.
+        """
+        states = [x_NF]
+        for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            if place and self.rate.zeroed:
                 states[-1].mul_(self.rate.kept(states[-1], noise))
             states.append(torch.addmm(bias, states[-1], weight.T).relu_())
         return states
 
+    def scores(self, states: Sequence[Tensor]) -> Tensor:
+        """[N] what the last layer makes of them."""
+        return torch.addmv(self.last_bias, states[-1], self.last_W)
 
-class _Scores(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, how: Perceptron, users_BW: Tensor, items_KW: Tensor, *flat: Tensor
-    ) -> Tensor:
-        seed = int(torch.randint(1 << 32, ())) if how.dropout else 0
-        one = _Pass(how, users_BW, items_KW, flat, seed)
-        scores_BK = items_KW.new_empty(len(users_BW), len(items_KW))
-        weights, last_W = one.weights, flat[-2][0]
-        held: list[list[Tensor]] = []
-        room = how.held
-        for number, where in one.tiles():
-            states = one.states(number, where, weights)
-            scores_BK[where] = torch.mv(states[-1], last_W).view(scores_BK[where].shape)
-            room -= sum(state.nbytes for state in states)
-            if room >= 0:
-                held.append(states)
-        ctx.save_for_backward(users_BW, items_KW, *flat)
-        ctx.how, ctx.seed, ctx.weights, ctx.held = how, seed, weights, held
-        return scores_BK.add_(flat[-1])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *given: Tensor) -> tuple[Tensor | None, ...]:
-        users_BW, items_KW, *flat = ctx.saved_tensors
-        (given_BK,) = given
-        one = _Pass(ctx.how, users_BW, items_KW, flat, ctx.seed)
-        weights, last_W = ctx.weights, flat[-2][0]
-        users_G, items_G = torch.zeros_like(users_BW), torch.zeros_like(items_KW)
-        grads = [torch.zeros_like(each) for each in flat]
-        ones = items_KW.new_ones(min(ctx.how.tile, given_BK.numel()))
-        for number, where in one.tiles():
-            known = number < len(ctx.held)
-            states = ctx.held[number] if known else one.states(number, where, weights)
-            given_N = given_BK[where].reshape(-1)
-            grads[-2][0].addmv_(states[-1].T, given_N)
-            slopes = torch.outer(given_N, last_W)
-            for place in range(len(weights) - 1, -1, -1):
-                slopes = rectified(slopes, states[place + 1])
-                grads[2 * place].addmm_(slopes.T, states[place])
-                grads[2 * place + 1].addmv_(slopes.T, ones[: len(slopes)])
-                slopes = slopes @ weights[place]
-            pairs_bkW = rectified(slopes, states[0]).view(*given_BK[where].shape, -1)
-            users_G[where[0]] += pairs_bkW.sum(1)
-            items_G[where[1]] += pairs_bkW.sum(0)
-        grads[-1] += given_BK.sum()
-        for weight in grads[:-2:2]:
-            weight.mul_(one.rate.scale)
-        return None, users_G, items_G, *grads
+    def back(self, states: Sequence[Tensor], given_N: Tensor, grads: Sequence[Tensor]) -> Tensor:
+        """[N, F] slopes of what the first layer was given, from those of the scores; adds those of `flat` to `grads`."""
+        ones_N = torch.ones_like(given_N)
+        grads[-1].add_(given_N.sum())
+        grads[-2][0].addmv_(states[-1].T, given_N)
+        slopes = torch.outer(given_N, self.last_W)
+        for place in range(len(self.weights) - 1, -1, -1):
+            slopes = rectified(slopes, states[place + 1])
+            grads[2 * place].addmm_(slopes.T, states[place], alpha=self.rate.scale)
+            grads[2 * place + 1].addmv_(slopes.T, ones_N)
+            slopes = slopes @ self.weights[place]
+        return slopes
 
 
 def rectified(slopes: Tensor, state: Tensor) -> Tensor:

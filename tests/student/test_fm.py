@@ -12,13 +12,15 @@ from typing import Any, TypeAlias
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cache.store import Store
+from encoder.packed import Packed
 from student import deepfm
-from student.deep import deep
 from student.deepfm import DeepFM, DeepFMConfig
 from student.fields import codes
-from student.fm import FM, FMConfig, pairs
+from student.fm import FM, FMConfig
+from student.pairs import Rows, pairs_loss
 from tests.student.small import first_batch, made, packed, shop
 
 HISTORIES = [[3], [1, 2, 2, 5], [0, 23], [7, 8, 9, 10, 11, 12]]
@@ -80,7 +82,10 @@ def plain(model: Any, user: int, history: list[int], item: int) -> Tensor:
 
 
 def scores(model: Any, histories: list[list[int]], users: list[int]) -> Tensor:
-    asked = packed(histories, users)
+    return scores_of_all(model, packed(histories, users))
+
+
+def scores_of_all(model: Any, asked: Packed) -> Tensor:
     return (
         model.encode(asked) @ model.item_table().T if isinstance(model, FM) else model.logits(asked)
     )
@@ -126,73 +131,81 @@ def test_their_loss_is_pointwise_and_their_logits_come_before_the_sigmoid(
     torch.testing.assert_close(logits, torch.tensor(rows), atol=1e-5, rtol=1e-5)
 
 
-def test_the_way_back_that_is_written_out_is_that_of_finite_differences() -> None:
+def known(depth: int) -> tuple[Rows, list[Tensor]]:
+    """(rows, [table, bias, weight, bias, ...]): 4 users, histories of 1, 3, 2, 1 of 9 items, vectors of 3, layers of 5."""
     torch.manual_seed(0)
-    users = torch.randn(3, 2, 5, dtype=torch.float64, requires_grad=True)
-    items = torch.randn(6, 3, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(pairs, [users, items])
+    rows = Rows(
+        users_T=torch.tensor([0, 1, 1, 3]),
+        history_N=torch.tensor([4, 4, 5, 6, 12, 5, 12]),
+        lengths_T=torch.tensor([1, 3, 2, 1]),
+        items_PF=torch.randint(13, 20, (8, 3)),
+    )
+    shapes = [(20, 4), (1,)]
+    for n, m in [(5, 15), *[(5, 5)] * (depth - 1), (1, 5)] if depth else []:
+        shapes += [(n, m), (n,)]
+    return rows, [torch.randn(shape, dtype=torch.float64) for shape in shapes]
 
 
-def given_pairs(depth: int) -> tuple[list[Tensor], list[Tensor]]:
-    """([users, items], [weight, bias, ...]): 3 users with two items each, fields of 4 numbers and a weight, layers of 6."""
-    torch.manual_seed(0)
-    fields = [torch.randn(3, 2, 5), torch.randn(6, 3, 5)]
-    shapes = [(6, 20), *[(6, 6)] * (depth - 1), (1, 6)]
-    layers = [part for n, m in shapes for part in (torch.randn(n, m), torch.randn(n))]
-    found = [[one.double().requires_grad_() for one in part] for part in (fields, layers)]
-    return found[0], found[1]
-
-
-@pytest.mark.parametrize("tile", [1, 4, 6])
-@pytest.mark.parametrize("depth", [1, 3])
-@pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_given_pairs_pass_the_perceptron_and_back_as_finite_differences_do(
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize(("dropout", "tile"), [(0.0, 8), (0.0, 3), (0.5, 8), (0.5, 3)])
+def test_the_way_back_that_is_written_out_is_that_of_finite_differences(
     depth: int, dropout: float, tile: int
 ) -> None:
-    fields, layers = given_pairs(depth)
+    rows, numbers = known(depth)
 
-    def through(users: Tensor, items: Tensor, *flat: Tensor) -> Tensor:
+    def loss(table: Tensor, bias: Tensor, *flat: Tensor) -> Tensor:
         torch.manual_seed(1)  # the same units are dropped each time
-        pairs = list(zip(flat[::2], flat[1::2], strict=True))
-        return deep(users, items, pairs, dropout=dropout, tile=tile)
+        return pairs_loss(table, bias, rows, flat, dropout=dropout, tile=tile) * 3
 
-    assert torch.autograd.gradcheck(through, [*fields, *layers])
+    assert torch.autograd.gradcheck(loss, [one.requires_grad_() for one in numbers])
 
 
 @torch.no_grad()
-def test_units_of_given_pairs_are_dropped_before_each_layer_and_made_up_for() -> None:
+def test_units_of_a_pair_are_dropped_before_each_layer_and_made_up_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Five fields of one number, all ones; each unit of the layer is their mean, so the score is the share that was kept."""
-    users, items = torch.ones(20_000, 2, 2), torch.ones(40_000, 3, 2)
-    layers = [(torch.full((4, 5), 0.2), torch.zeros(4)), (torch.full((1, 4), 0.25), torch.zeros(1))]
-    whole = deep(users, items, layers, dropout=0.0, tile=1024)
-    assert torch.equal(whole, torch.ones(2, 20_000))
-    some = deep(users, items, layers, dropout=0.2, tile=1024)
-    # k of 5 numbers are kept, at 205/256 each, and count 256/205: 0.2 x 256/205 x k
-    values = [0.2 * 256 / 205 * kept for kept in range(6)]
-    assert sorted({round(value, 4) for value in some.flatten().tolist()}) == pytest.approx(
-        values, abs=1e-4
+    count = 20_000
+    found: list[Tensor] = []
+    monkeypatch.setattr(F, "softplus", lambda scores: found.append(scores) or scores)
+    everyone = torch.zeros(count, dtype=torch.int64)
+    rows = Rows(
+        users_T=everyone,
+        history_N=everyone,
+        lengths_T=torch.ones_like(everyone),
+        items_PF=everyone.repeat(2)[:, None].expand(-1, 3),
     )
+    table = torch.tensor([[1.0, -2.0]])  # the ten pairs' products are undone by five weights of -2
+    flat = [torch.full((4, 5), 0.2), torch.zeros(4), torch.full((1, 4), 0.25), torch.zeros(1)]
+    for dropout in (0.0, 0.2):
+        pairs_loss(table, torch.zeros(1), rows, flat, dropout=dropout)
+    whole, some = (torch.cat([-scores[:count], scores[count:]]) for scores in found)
+    torch.testing.assert_close(whole, torch.ones(2 * count))
+    # k of 5 numbers are kept, at 205/256 each, and count 256/205
+    values = [0.2 * 256 / 205 * kept for kept in range(6)]
+    assert sorted({round(value, 3) for value in some.tolist()}) == pytest.approx(values, abs=1e-3)
     # the standard deviation of the mean of 40,000 is sqrt(51 / 205 / 5 / 40000) = 0.0011
     assert some.mean().item() == pytest.approx(1, abs=0.005)
-    assert not torch.equal(some[0], some[1])  # the user's side is dropped for each of the two anew
+    assert not torch.equal(some[:count], some[count:])  # for each of the two items anew
 
 
-def test_one_look_at_the_table_finds_and_teaches_what_two_embeddings_do(store: Store) -> None:
-    fields = made("fm", store.dataset).fields.double()
-    rows = torch.tensor([3, 3, 17])
-    slopes = torch.randn(4, 2, 9, dtype=torch.float64), torch.randn(3, 3, 9, dtype=torch.float64)
-    asked = packed(HISTORIES, USERS)
-    found = []
-    for users, items in (
-        fields.of_both(asked, rows),
-        (fields.of_users(asked), fields.of_items(rows)),
-    ):
-        fields.zero_grad()
-        ((users * slopes[0]).sum() + (items * slopes[1]).sum()).backward()
-        assert fields.table.weight.grad is not None
-        found.append((users.detach(), items.detach(), fields.table.weight.grad.clone()))
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other)
+@both
+def test_the_loss_teaches_what_the_same_loss_by_torchs_own_way_back_does(
+    store: Store, monkeypatch: pytest.MonkeyPatch, name: str, sizes: dict
+) -> None:
+    model = made(name, store.dataset, spread=0.1, **sizes).double()
+    batch = first_batch(store)
+    negatives = torch.arange(batch.slots) % 24
+    draw = model.negatives if isinstance(model, FM) else model.fm.negatives
+    monkeypatch.setattr(draw, "forward", lambda users: negatives)
+    everything = scores_of_all(model, batch.packed)
+    wanted, other = (everything.gather(1, rows[:, None]) for rows in (batch.rows_T, negatives))
+    expected = (F.softplus(-wanted) + F.softplus(other)).mean() / 2
+    base, _ = model.own_loss(batch, logits=False)
+    assert base.item() == pytest.approx(expected.item(), rel=1e-12)
+    grads = [torch.autograd.grad(one, list(model.parameters())) for one in (base, expected)]
+    for one, way_of_torch in zip(*grads, strict=True):
+        torch.testing.assert_close(one, way_of_torch)
 
 
 def test_attributes_are_told_apart_and_missing_ones_are_one_value(store: Store) -> None:
