@@ -1,10 +1,10 @@
 """The loss that a factorisation machine learns from, with a perceptron over the same vectors or without, as one operation.
 
 Pointwise: each instance's target should score high, one item that its user never met low; binary cross-entropy. So small a
-step is mostly calls, and torch's own way back makes three of each: here all of it, from the rows of the table to the loss and
-back, is written out. The history's vectors are summed where they are read; sums over fields are additions and sums of squares
-products with a vector, a fifth of what reductions take; the table's gradient is added up by rows into zeros, a third of what
-an embedding's own takes. Refuses nothing: the rows are `Fields.rows`'s.
+step is mostly calls, so the way back is written out, from the loss to the table. The history's vectors are summed where they
+are read; sums over fields are additions and sums of squares products with a vector, a fifth of what reductions take; the
+table's gradient is added up by rows into zeros, a third of what an embedding's own takes. Holds F D + depth x W numbers a
+pair for the way back. Refuses nothing: the rows are `Fields.rows`'s.
 Legend: T instances, N items of their histories, F fields, D numbers of a row: a vector and, last, a weight; P = 2 T pairs.
 """
 
