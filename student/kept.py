@@ -2,8 +2,8 @@
 
 A batch of a plan has the same histories, layout and target in every epoch; none of it depends on the student's weights. So
 from the second time on it costs the same whether one teacher is heard or eight. Holds at most `limit` bytes (with teachers
-4 bytes a slot and column and a quarter more, so 256 MiB hold about 120,000 instances at 450 columns; without them, and
-without attention, half a million and more); batches beyond it are made each time, as those are that no plan fixed.
+4 bytes a slot and column and up to a third more, so 256 MiB hold some 100,000 instances at 450 columns; without them 400,000,
+and 1,500,000 where there is no attention either); batches beyond it are made each time, as those are that no plan fixed.
 What is kept was verified when it was read.
 """
 
