@@ -44,10 +44,9 @@ SETTINGS = {
     "show_progress": False,
 }
 
-#: with `attributes`: what a factorisation machine there can know of what ours knows
-_ATTRIBUTES = {
-    "load_col": {**SETTINGS["load_col"], "item": ["item_id", "brand", "category"]},
-}
+#: what a factorisation machine there can be told of what ours knows: with `attributes`, and with `histories`
+_ITEM = ["item_id", "brand", "category"]
+_HISTORY = "history"
 
 _SOFTMAX = {"train_neg_sample_args": None, "loss_type": "CE"}  # over all items, no negatives
 _NEGATIVE = {"train_neg_sample_args": {"distribution": "uniform", "sample_num": 1}}
@@ -105,29 +104,38 @@ def recbole(
     folder: Path,
     model: str = "SASRec",
     attributes: NDArray[np.int64] | None = None,
+    *,
+    histories: bool = False,
     **more: Any,
 ) -> Iterator[RecBole]:
     """A model of RecBole on the interactions of `dataset`, in an atomic file under `folder`.
 
     Args:
         attributes: [V, 2] which brand and which category each item has, for it to know.
+        histories: it knows too what the user had before, as a field of many values, of which it takes the mean.
     """
     python = install()
-    home = folder / (f"recbole-{model}" if attributes is None else f"recbole-{model}-attributes")
+    known = "-attributes" * (attributes is not None) + "-histories" * histories
+    home = folder / f"recbole-{model}{known}"
     (home / "toys").mkdir(parents=True, exist_ok=True)
-    with (home / "toys" / "toys.inter").open("w") as file:
-        file.write("user_id:token\titem_id:token\ttimestamp:float\n")
-        for user in range(dataset.num_users):
-            for position, item in enumerate(dataset.sequence(user)):
-                file.write(f"{user}\t{item}\t{position}\n")
+    columns = dict(SETTINGS["load_col"])
+    _write_interactions(home / "toys" / "toys.inter", dataset, histories=histories)
+    if histories:
+        columns["inter"] = [*columns["inter"], _HISTORY]
     if attributes is not None:
         rows = [
             f"{item}\t{brand}\t{kind}\n" for item, (brand, kind) in enumerate(attributes.tolist())
         ]
         head = "item_id:token\tbrand:token\tcategory:token\n"
         (home / "toys" / "toys.item").write_text(head + "".join(rows))
-        more = {**_ATTRIBUTES, **more}
-    settings = {**SETTINGS, **MODELS[model], "MAX_ITEM_LIST_LENGTH": dataset.max_length, **more}
+        columns["item"] = _ITEM
+    settings = {
+        **SETTINGS,
+        "load_col": columns,
+        **MODELS[model],
+        "MAX_ITEM_LIST_LENGTH": dataset.max_length,
+        **more,
+    }
     script = [str(python), str(PEERS / "recbole_peer.py"), model, str(home), "toys"]
     log = home / "log.txt"
     with (
@@ -144,6 +152,17 @@ def recbole(
         yield RecBole(process, log)
         assert process.stdin is not None
         process.stdin.close()
+
+
+def _write_interactions(path: Path, dataset: Dataset, *, histories: bool) -> None:
+    with path.open("w") as file:
+        head = "user_id:token\titem_id:token\ttimestamp:float"
+        file.write(head + f"\t{_HISTORY}:token_seq" * histories + "\n")
+        for user in range(dataset.num_users):
+            items = [str(item) for item in dataset.sequence(user)]
+            for position, item in enumerate(items):
+                before = " ".join(items[max(0, position - dataset.max_length) : position])
+                file.write(f"{user}\t{item}\t{position}" + f"\t{before}" * histories + "\n")
 
 
 if __name__ == "__main__":
