@@ -47,7 +47,7 @@ def pairs_loss(
     flat: Sequence[Tensor] = (),
     *,
     dropout: float = 0,
-    tile: int = 1 << 10,
+    tile: int | None = None,
 ) -> Tensor:
     """Mean binary cross-entropy, in nats, of 2 T pairs of a user and an item.
 
@@ -55,7 +55,7 @@ def pairs_loss(
         bias: [1] added to every score.
         flat: of the perceptron over the fields' vectors, as `Layers` takes it; none for a bare factorisation machine.
         dropout: before each layer but the last.
-        tile: pairs that pass the perceptron at once.
+        tile: pairs that pass the perceptron at once; all of them without it.
     """
     loss: Tensor = _Loss.apply(table_RD, bias, rows, dropout, tile, *flat)  # type: ignore[no-untyped-call]
     return loss
@@ -69,7 +69,7 @@ class _Loss(torch.autograd.Function):
         bias: Tensor,
         rows: Rows,
         dropout: float,
-        tile: int,
+        tile: int | None,
         *flat: Tensor,
     ) -> Tensor:
         x_PFD = _gathered(table_RD, rows)
@@ -106,13 +106,13 @@ class _Loss(torch.autograd.Function):
 class _Passed:
     """The perceptron's pass over the vectors [P, F, D - 1], a tile at a time."""
 
-    def __init__(self, x_PFD: Tensor, layers: Layers, tile: int) -> None:
-        self.layers, self.tile, self.shape = layers, tile, x_PFD.shape
+    def __init__(self, x_PFD: Tensor, layers: Layers, tile: int | None) -> None:
+        self.layers, self.tile, self.shape = layers, tile or len(x_PFD), x_PFD.shape
         self.kept = None  #: which numbers of x the first layer was given
         if layers.rate.zeroed:
             self.kept = layers.rate.kept(x_PFD)
             x_PFD = x_PFD * self.kept
-        self.states = [layers.forth(each) for each in torch.split(x_PFD.flatten(1), tile)]
+        self.states = [layers.forth(each) for each in torch.split(x_PFD.flatten(1), self.tile)]
         found = [layers.scores(states) for states in self.states]
         self.scores = found[0] if len(found) == 1 else torch.cat(found)
 
