@@ -26,6 +26,7 @@ from cache.dataset import Dataset
 from cache.digest import canonical_json
 from cache.errors import UsageError
 from cache.factors import FactorReader
+from cache.paths import checkpoint_of
 from cache.plan import Plan
 from cache.scores import ScoreReader
 from cache.store import Store
@@ -36,10 +37,12 @@ from pipeline.metrics import metrics_of_ranks
 from pipeline.runs import CHECKPOINT, RECORD, Run, finished_run, seal_run
 from pipeline.sets import only_trainer
 from pipeline.two_domains import with_source
+from student.hetcomp import HetCompSettings
 from student.loop import check_settings, make_optimizer, train
 from student.registry import StudentKind, find_student
 from student.schedule import TrainSettings
 from student.state import RunState
+from student.targets import JoinSettings
 
 __all__ = ["Wanted", "Watch", "check_runs", "fit"]
 
@@ -282,8 +285,23 @@ def _identity(
     }
     if settings.join is not None:
         values |= {f"join.{key}": value for key, value in asdict(settings.join).items()}
+        values |= _order([reader.name for reader in readers], settings.join)
     for key, default in _ADDED.items():
         if values.get(key) == default:
             del values[key]
     plain: dict[str, Any] = json.loads(canonical_json(values))
     return plain
+
+
+def _order(names: list[str], join: JoinSettings | HetCompSettings) -> dict[str, list[str]]:
+    """Which teacher has which place, where places tell and it is not the command's own order, which goes unsaid."""
+    if isinstance(join, HetCompSettings):
+        usual = sorted(names, key=_along)
+    else:
+        usual = sorted(names) if len(set(join.weights)) > 1 else names
+    return {} if names == usual else {"join.order": names}
+
+
+def _along(name: str) -> tuple[str, float]:
+    """Where a set stands among those of all teachers: by teacher, its checkpoints first, earliest to latest."""
+    return checkpoint_of(name) or (name, float("inf"))
