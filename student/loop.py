@@ -19,7 +19,6 @@ from cache.dataset import Dataset
 from cache.errors import TeacherError, UsageError
 from cache.plan import Plan
 from encoder.dropout import seed_step
-from encoder.room import room_for
 from student.hetcomp import HetComp, HetCompSettings
 from student.kept import Kept
 from student.prepared import prepared
@@ -76,24 +75,17 @@ def train(
         raise TypeError(f"a torch.nn.Module expected, found {type(model).__name__}")
     check_settings(model, settings)
     state = state or RunState()
-    join, hetcomp, workspace = settings.join, None, None
+    join, hetcomp = settings.join, None
     if isinstance(join, HetCompSettings):
         hetcomp = HetComp(
             plan, readers, join, num_items=dataset.num_items, memory=state.memory, device=device
         )
         join = None
-    elif torch.device(device).type == "cpu" and settings.ce == "full":
-        # elsewhere the allocator keeps such blocks at hand
-        most = min(settings.batch_size or plan.batch_size, plan.num_instances)
-        heard = join is not None and join.items == "all"  # then the columns are read as they stand
-        make = torch.empty if heard else room_for
-        workspace = make(most, dataset.num_items)
     learner = _Learner(
         model=model,
         optimizer=optimizer or make_optimizer(model, settings),
         settings=settings,
         hetcomp=hetcomp,
-        workspace=workspace,
         device=torch.device(device),
     )
     kept = Kept() if kept is None else kept
@@ -163,7 +155,6 @@ class _Learner:
     optimizer: torch.optim.Adam
     settings: TrainSettings
     hetcomp: HetComp | None
-    workspace: Tensor | None  #: as `fused_loss` has it
     device: torch.device
 
     def epoch(
@@ -205,7 +196,7 @@ class _Learner:
         """What is minimised, and its two parts [2]."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.amp):
             if self.hetcomp is None or batch.lists is None:
-                total, ce, kd = step_loss(self.model, batch, self.settings, self.workspace)
+                total, ce, kd = step_loss(self.model, batch, self.settings)
             else:
                 total, ce, kd, logits = lists_loss(self.model, batch, batch.lists, self.settings)
                 self.hetcomp.hear(batch.lists, logits, epoch)

@@ -1,7 +1,8 @@
 """The losses, eqs. 6-10: cross-entropy of the base model and the divergence from the teachers' joined scores.
 
 Legend: T slots, C columns of the batch, V items, D width. Every loss is a mean over slots. Pure functions on tensors:
-use them in a loop of your own. `fused_loss` is the loop's hot path: the same numbers with one [T, V] matrix in memory.
+use them in a loop of your own. `fused_loss` is the loop's hot path: the same numbers with one [T, V] matrix in memory; on a
+processor the next call finds it there.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from encoder.room import room_for
+from encoder.room import Scratch, aligned
 
 __all__ = ["Direction", "cross_entropy", "distillation_loss", "dot_products", "fused_loss"]
 
 Direction: TypeAlias = Literal["teacher-student", "student-teacher"]
+
+_SCRATCH = Scratch()
 
 
 def dot_products(users_TD: Tensor, table_CD: Tensor) -> Tensor:
@@ -61,7 +64,6 @@ def fused_loss(
     weight: float = 0.0,
     kl: Direction = "teacher-student",
     left_out_TV: Tensor | None = None,
-    workspace: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Eq. 10: cross-entropy over the table's items plus `weight` times the divergence over the batch's.
 
@@ -75,9 +77,6 @@ def fused_loss(
         target_TC: q; None for the base model.
         entropy: mean entropy of q's rows, in nats; shifts the teacher-student divergence, never its gradient.
         left_out_TV: True where an item is no negative of the slot's cross-entropy; never its target.
-        workspace: [T or more, V or more] that is written over, until the backward pass is done; left alone where the
-            logits are of another type. Fresh memory of that size costs the kernel about as much as the softmax; best
-            made by :func:`encoder.room.room_for`, and just V wide where teachers are heard over the table's items.
 
     Returns:
         (total, cross-entropy, divergence): only the total carries a gradient. A slot counts for at most 87 nats of
@@ -86,8 +85,6 @@ def fused_loss(
     wide = torch.promote_types(torch.promote_types(users_TD.dtype, table_VD.dtype), torch.float32)
     if target_TC is not None:
         target_TC = target_TC.to(wide)
-    if workspace is not None and workspace.dtype != wide:
-        workspace = None
     with torch.autocast(users_TD.device.type, enabled=False):
         total, ce, kd = _Fused.apply(
             users_TD.to(wide),
@@ -99,13 +96,13 @@ def fused_loss(
             weight,
             kl,
             left_out_TV,
-            workspace,
+            torch.is_grad_enabled(),
         )  # type: ignore[no-untyped-call]
     return total, ce, kd
 
 
 class _Fused(torch.autograd.Function):
-    """Turns the logits into their own gradient in place; the backward pass is two matrix products.
+    """Turns the logits into their own gradient in place, and multiplies it out at once: the room is free again.
 
     What the teachers add to it concerns the batch's columns alone and stays a small matrix of its own.
     """
@@ -122,22 +119,16 @@ class _Fused(torch.autograd.Function):
         weight: float,
         kl: Direction,
         left_out_TV: Tensor | None,
-        workspace: Tensor | None,
+        learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        slots = len(users_TD)
-        columns = len(table_VD)
-        if workspace is not None:
-            room = workspace[:slots]
-        elif target_TC is not None and items_C is None:
-            room = users_TD.new_empty(slots, columns)  # read as it stands
-        else:
-            room = room_for(slots, columns, dtype=users_TD.dtype, device=users_TD.device)
+        slots, columns = len(users_TD), len(table_VD)
+        own = items_C is None  # the batch's columns are the table's, and read as they stand
+        width = columns if own and target_TC is not None else aligned(columns)
+        room = _SCRATCH.room(slots, width, like=users_TD)
         logits = torch.mm(users_TD, table_VD.T, out=room[:, :columns])
         room[:, columns:] = -torch.inf  # no item: its probability is nothing
-        g_TC = table_CD = None
-        kd = logits.new_zeros(())
+        batch_TC, table_CD, g_TC, kd = logits, table_VD, None, logits.new_zeros(())
         if target_TC is not None:
-            batch_TC = logits
             if items_C is not None:
                 # a small product: columns of a large matrix lie far apart, and collecting them takes three times as long
                 table_CD = table_VD.index_select(0, items_C)
@@ -147,31 +138,29 @@ class _Fused(torch.autograd.Function):
             g_TC.mul_(weight / slots)
         if left_out_TV is not None:
             logits.masked_fill_(left_out_TV, -torch.inf)
-        probabilities = torch.softmax(room, dim=-1, out=None if workspace is None else room)
+        probabilities = torch.softmax(room, dim=-1, out=room)
         # reported only: saturates at 87 nats, the gradient does not
         at_target = probabilities.gather(1, rows_T[:, None])
         ce = at_target.clamp(min=torch.finfo(logits.dtype).tiny).log_().mean().neg_()
-        gradient = probabilities.div_(slots)[:, :columns]
-        gradient.scatter_add_(1, rows_T[:, None], gradient.new_full((slots, 1), -1 / slots))
-        if g_TC is not None and items_C is None:
-            gradient.add_(g_TC)
-            g_TC = None
-        ctx.save_for_backward(users_TD, table_VD, gradient, items_C, table_CD, g_TC)
         ctx.mark_non_differentiable(ce, kd)
+        if learns:
+            gradient = probabilities.div_(slots)[:, :columns]
+            gradient.scatter_add_(1, rows_T[:, None], gradient.new_full((slots, 1), -1 / slots))
+            if g_TC is not None and own:
+                gradient.add_(g_TC)
+            to_users, to_table = gradient @ table_VD, gradient.T @ users_TD
+            if g_TC is not None and items_C is not None:
+                # two small products are cheaper than a scatter into [T, V]
+                to_users.addmm_(g_TC, table_CD)
+                to_table.index_add_(0, items_C, g_TC.T @ users_TD)
+            ctx.save_for_backward(to_users, to_table)
         return ce + weight * kd, ce, kd
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        users_TD, table_VD, gradient, items_C, table_CD, g_TC = ctx.saved_tensors
-        with torch.autocast(users_TD.device.type, enabled=False):  # whoever calls it, wherever
-            to_users = gradient @ table_VD
-            to_table = gradient.T @ users_TD
-            if g_TC is not None:  # two small products are cheaper than a scatter into [T, V]
-                to_users.addmm_(g_TC, table_CD)
-                to_table.index_add_(0, items_C, g_TC.T @ users_TD)
-        scale = upstream[0]
-        return to_users.mul_(scale), to_table.mul_(scale), *[None] * 8
+        to_users, to_table = ctx.saved_tensors
+        return to_users * upstream[0], to_table * upstream[0], *[None] * 8
 
 
 def _divergence(

@@ -20,10 +20,8 @@ from student.schedule import TrainSettings
 __all__ = ["lists_loss", "step_loss"]
 
 
-def step_loss(
-    model: AnyStudent, batch: Prepared, settings: TrainSettings, workspace: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    """(total, base loss, divergence) of one batch, eqs. 6-10; `workspace` as `fused_loss` has it."""
+def step_loss(model: AnyStudent, batch: Prepared, settings: TrainSettings) -> tuple[Tensor, ...]:
+    """(total, base loss, divergence) of one batch, eqs. 6-10."""
     if isinstance(model, OwnLoss):
         return _sum(*model.own_loss(batch, logits=batch.target is not None), batch, settings)
     _refuse_mixed(batch, settings)
@@ -45,7 +43,6 @@ def step_loss(
         weight=settings.kd_weight if target else 0.0,
         kl=settings.kl,
         left_out_TV=batch.own_TC if in_batch else None,
-        workspace=None if in_batch else workspace,
     )
 
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from cache.errors import StoreError, TeacherError
-from student import loop
 from student.kept import Kept
 from student.losses import cross_entropy, distillation_loss
 from student.prepared import prepared
@@ -303,14 +302,12 @@ def test_a_step_follows_eq_10(ground: Ground, teachers: int, settings: dict[str,
         ce + trial.settings.kd_weight * kd, list(trial.model.parameters())
     )
     (batch,) = prepared(trial.dataset, trial.plan, [index], trial.readers, trial.settings.join)
-    workspace = torch.empty(trial.plan.batch_size, trial.dataset.num_items)
-    for lent in (None, workspace):
-        total, got_ce, got_kd = step_loss(trial.model, batch, trial.settings, lent)
-        assert got_ce.item() == pytest.approx(ce.item(), rel=1e-5)
-        assert got_kd.item() == pytest.approx(kd.item(), rel=1e-4, abs=1e-6)
-        got = torch.autograd.grad(total, list(trial.model.parameters()))
-        for one, other in zip(got, expected, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    total, got_ce, got_kd = step_loss(trial.model, batch, trial.settings)
+    assert got_ce.item() == pytest.approx(ce.item(), rel=1e-5)
+    assert got_kd.item() == pytest.approx(kd.item(), rel=1e-4, abs=1e-6)
+    got = torch.autograd.grad(total, list(trial.model.parameters()))
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
 @MODES
@@ -373,22 +370,6 @@ def test_bfloat16_autocast_trains_on_the_processor_too(
     for one, other in zip(rounded, exact, strict=True):
         assert one.ce == pytest.approx(other.ce, rel=1e-2)
         assert one.kd == pytest.approx(other.kd, rel=5e-2, abs=1e-3)
-
-
-@pytest.mark.parametrize(("ce", "lent"), [("full", True), ("in-batch", False)])
-def test_room_for_all_items_is_taken_only_where_it_is_used(
-    ground: Ground, monkeypatch: pytest.MonkeyPatch, ce: str, lent: bool
-) -> None:
-    found: list[Tensor | None] = []
-
-    def spy(model: Any, batch: Any, settings: Any, workspace: Tensor | None) -> Any:
-        found.append(workspace)
-        return step_loss(model, batch, settings, workspace)
-
-    monkeypatch.setattr(loop, "step_loss", spy)
-    Trial(ground, ce=ce, epochs=1).run()
-    assert len({id(one) for one in found}) == 1  # one for the whole run
-    assert (found[0] is not None) == lent
 
 
 def test_adam_gets_the_settings(ground: Ground) -> None:
