@@ -73,6 +73,7 @@ app = typer.Typer(
 )
 
 _DEFAULT = TrainSettings()
+_EARLY = 3  # epochs: a base of FM had one of chance after two, and a much better one after 154
 _SEED = 2**31 - 1
 
 
@@ -348,6 +349,11 @@ def _fit_one(
     else:
         epochs = f"{console.count(run.record['epochs'], 'epoch')}, the best {run.record['best_epoch'] + 1}"
         console.note(f"{folder}: {epochs}, {console.duration(time.monotonic() - began)}")
+        early = run.record["best_epoch"] < settings.staged(store.plan) + _EARLY
+        if early and run.record["epochs"] < settings.most(store.plan):
+            console.note(
+                f"{folder}: so early a best may be chance; --patience {4 * settings.patience} with another --out would tell"
+            )
     return run
 
 

@@ -151,6 +151,19 @@ def test_which_teacher_is_named_first_decides_nothing(
     assert heard == 3 * [way[join == "hetcomp"]]
 
 
+def test_a_best_that_patience_kept_early_is_told_as_what_it_may_be(
+    toys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted("--no-distill --learning-rate 1 --patience 2 --epochs 30 --out early")
+    told = json.loads(Path("early/sasrec-base/seed-0/run.json").read_bytes())
+    assert told["epochs"] == told["best_epoch"] + 3 < 6
+    note = "so early a best may be chance; --patience 8 with another --out would tell"
+    assert note in capsys.readouterr().err
+    # that all epochs were trained is no chance
+    fitted("--no-distill --patience 2 --epochs 2 --out ended")
+    assert note not in capsys.readouterr().err
+
+
 def test_a_source_in_kd_toml_does_not_stop_a_student_of_one_domain(toys: Path) -> None:
     fitted("--no-distill", source="nosuch")
     with pytest.raises(UsageError, match="--source means nothing to sasrec"):
