@@ -57,7 +57,7 @@ def tune(
                 packed: Packed = packed, rows: Tensor = rows, wanted: Tensor = wanted
             ) -> Tensor:
                 table_VD = model.item_table()
-                states_ND = model.states(table_VD[packed.items], packed)
+                states_ND = model.states(table_VD.index_select(0, packed.items), packed)
                 logits = model.logits(states_ND.index_select(0, rows), table_VD)
                 return F.cross_entropy(logits.float(), wanted)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,27 @@ def test_short_histories_are_tuned_on_too(tmp_path: Path) -> None:
             tmp_path / str(length), UniSRec(QUIET, vectors(5)), dataset_of(WALKS, length)
         )
         assert trained.history[0]["loss"] > 0
+
+
+def test_two_threads_end_in_the_same_bits_each_time(tmp_path: Path) -> None:
+    # many histories share few items, whose slopes two threads once added in whatever order they came
+    rng = np.random.default_rng(0)
+    dataset = dataset_of(rng.integers(0, 5, (200, 14)).tolist(), 10)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        ends = []
+        for number in range(4):
+            (tmp_path / str(number)).mkdir()
+            torch.manual_seed(0)
+            model = UniSRec(replace(QUIET, hidden=64, inner=64), vectors(5))
+            trained = once(tmp_path / str(number), model, dataset, epochs=2)
+            ends.append((trained.history, [one.clone() for one in model.state_dict().values()]))
+    finally:
+        torch.set_num_threads(before)
+    for history, weights in ends[1:]:
+        assert [one["loss"] for one in history] == [one["loss"] for one in ends[0][0]]
+        assert all(map(torch.equal, weights, ends[0][1]))
 
 
 def test_a_batch_holds_at_most_so_many_targets_and_an_epoch_all_of_them(tmp_path: Path) -> None:
