@@ -151,15 +151,15 @@ def pretrain(
             ) -> Tensor:
                 rows, places = np.unique(np.concatenate([flat, targets]), return_inverse=True)
                 table_RD = model.adapt(*features(rows))
-                inputs = table_RD[torch.from_numpy(places[: len(flat)]).to(device)]
-                wanted = table_RD[torch.from_numpy(places[len(flat) :]).to(device)]
+                places_2 = torch.from_numpy(places).to(device).split([len(flat), len(targets)])
+                inputs, wanted = (table_RD.index_select(0, one) for one in places_2)
                 packed = Packed.of(flat, lengths, device)
                 anchors = model.states(inputs, packed, only_last=True)
                 if words:
                     seconds = model.adapt(*features(view, dropped=True))
                 else:
                     place = np.searchsorted(rows, view)
-                    seconds = table_RD[torch.from_numpy(place).to(device)]
+                    seconds = table_RD.index_select(0, torch.from_numpy(place).to(device))
                 others = model.states(
                     seconds, Packed.of(view, view_lengths, device), only_last=True
                 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,35 @@ def go(
         identity={},
         **more,
     )
+
+
+def test_two_threads_end_in_the_same_bits_each_time(tmp_path: Path) -> None:
+    # many histories share few items, whose slopes two threads once added in whatever order they came
+    rng = np.random.default_rng(0)
+    walks = rng.integers(0, 5, (100, 12)).tolist()
+    source = Source(dataset_of(walks, 10), (vectors(5).numpy(),), (vectors(5, 6, 1).numpy(),))
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        ends = []
+        for number in range(4):
+            torch.manual_seed(0)
+            model = UniSRec(replace(QUIET, hidden=64, inner=64))
+            trained = pretrain(
+                model,
+                [source],
+                Recipe(epochs=2, batch_size=200),
+                Augmentation(item_drop_chance=0.5),
+                checkpoint=tmp_path / f"{number}.safetensors",
+                identity={},
+            )
+            losses = [one["loss"] for one in trained.history]
+            ends.append((losses, [one.clone() for one in model.state_dict().values()]))
+    finally:
+        torch.set_num_threads(before)
+    for losses, weights in ends[1:]:
+        assert losses == ends[0][0]
+        assert all(map(torch.equal, weights, ends[0][1]))
 
 
 def prefixes(dataset: Dataset) -> list[tuple[list[int], int]]:
