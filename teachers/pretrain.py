@@ -151,8 +151,9 @@ def pretrain(
             ) -> Tensor:
                 rows, places = np.unique(np.concatenate([flat, targets]), return_inverse=True)
                 table_RD = model.adapt(*features(rows))
-                places_2 = torch.from_numpy(places).to(device).split([len(flat), len(targets)])
-                inputs, wanted = (table_RD.index_select(0, one) for one in places_2)
+                at = torch.from_numpy(places).to(device)
+                inputs = table_RD.index_select(0, at[: len(flat)])
+                wanted = table_RD.index_select(0, at[len(flat) :])
                 packed = Packed.of(flat, lengths, device)
                 anchors = model.states(inputs, packed, only_last=True)
                 if words:
