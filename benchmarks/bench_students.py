@@ -37,7 +37,6 @@ _THEIRS = {
     "fm": "FM",
     "deepfm": "DeepFM",
 }
-FIELDS = ("fm", "deepfm")
 _SHARE = 12  # of an epoch there, a turn: theirs take minutes
 
 
@@ -51,8 +50,9 @@ class Known:
     held: bool = True  #: to the bar
 
 
+_FIELDS = ("fm", "deepfm")
 _NOTHING = (Known(attributes=False, histories=False),)  # the others ask for no fields
-_FIELDS = (
+_TOLD = (
     Known(attributes=True, histories=True),
     Known(attributes=True, histories=False, words=" without the history"),
     Known(attributes=False, histories=False, words=" of user and item alone", held=False),
@@ -115,7 +115,7 @@ def main() -> int:
         kept = [
             compare(store, Path(name), student, options.threads, options.rounds, known)
             for student in options.students
-            for known in (_FIELDS if student in FIELDS else _NOTHING)
+            for known in (_TOLD if student in _FIELDS else _NOTHING)
         ]
     return int(not all(kept))
 

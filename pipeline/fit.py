@@ -26,7 +26,7 @@ from cache.dataset import Dataset
 from cache.digest import canonical_json
 from cache.errors import UsageError
 from cache.factors import FactorReader
-from cache.paths import checkpoint_of
+from cache.paths import trajectory, without_checkpoints
 from cache.plan import Plan
 from cache.scores import ScoreReader
 from cache.store import Store
@@ -296,12 +296,8 @@ def _identity(
 def _order(names: list[str], join: JoinSettings | HetCompSettings) -> dict[str, list[str]]:
     """Which teacher has which place, where places tell and it is not the command's own order, which goes unsaid."""
     if isinstance(join, HetCompSettings):
-        usual = sorted(names, key=_along)
+        teachers = sorted(without_checkpoints(names))
+        usual = [state for teacher in teachers for state in trajectory(teacher, names)]
     else:
         usual = sorted(names) if len(set(join.weights)) > 1 else names
     return {} if names == usual else {"join.order": names}
-
-
-def _along(name: str) -> tuple[str, float]:
-    """Where a set stands among those of all teachers: by teacher, its checkpoints first, earliest to latest."""
-    return checkpoint_of(name) or (name, float("inf"))
