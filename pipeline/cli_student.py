@@ -31,6 +31,7 @@ from pipeline.join_options import (
     trajectories,
 )
 from pipeline.live import Board, board
+from pipeline.own_settings import SetOption
 from pipeline.run_table import print_runs
 from pipeline.runs import Run, standing
 from pipeline.scalars import check_log_dir, scalars
@@ -168,6 +169,7 @@ def fit_command(
     heads: HeadsOption = None,
     inner: InnerOption = None,
     dropout: DropoutOption = None,
+    set_: SetOption = None,
     cache_limit: Annotated[
         float,
         typer.Option(

@@ -159,7 +159,7 @@ def load_student(folder: Path, store: Store) -> AnyStudent:
     try:
         model: AnyStudent = kind.make(kind.config(**card["config"]), store.dataset).eval()
         model.load_state_dict(weights)  # type: ignore[union-attr]  # a torch.nn.Module too
-    except (TypeError, RuntimeError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise StoreError(
             f"{path}: does not fit the {kind.name} of this version; train it again.",
             code="model.unknown",

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import typer
 
 from cache.errors import UsageError
+from pipeline.own_settings import made, own_settings
 from student.registry import BUILT_IN, StudentKind
 
 __all__ = [
@@ -78,7 +79,7 @@ def configuration(context: typer.Context, kind: StudentKind, preset: Preset | No
     """The student's configuration, from the command's parameters.
 
     Raises:
-        UsageError: ``fit.other_option``, ``fit.bad_sizes``.
+        UsageError: ``fit.other_option``, ``fit.bad_setting``, ``fit.bad_sizes``.
     """
     given = {name: context.params[name] for name in _SIZES}
     for name in given.keys() - kind.fields:
@@ -97,7 +98,10 @@ def configuration(context: typer.Context, kind: StudentKind, preset: Preset | No
     values |= {
         name: value for name, value in given.items() if value is not None and name in kind.fields
     }
-    config = kind.config(**values)
+    values |= own_settings(
+        context.params["set_"] or (), kind, _SIZES, typed=_source(context, "set_") == "COMMANDLINE"
+    )
+    config = made(kind, values)
     if {"hidden", "heads"} <= kind.fields and config.hidden % config.heads:
         raise UsageError(
             f"--hidden {config.hidden} is not a multiple of --heads {config.heads}.",

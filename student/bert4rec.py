@@ -27,6 +27,7 @@ from encoder.padded import laid_out, lengths_of
 from encoder.transformer import CausalTransformer
 from student.losses import dot_products, fused_loss
 from student.protocol import Asked
+from student.ranges import check_range
 from student.ready import Prepared
 
 __all__ = ["BERT4Rec", "BERT4RecConfig", "cloze_places", "make"]
@@ -44,6 +45,9 @@ class BERT4RecConfig:
     mask_ratio: float = 0.2  #: share of places that are masked
     ft_ratio: float = 0.5  #: share of batches that mask the target alone
     max_length: int = 50  #: longest history; the mask stands one place further
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, 1, "mask_ratio", "ft_ratio")
 
 
 class BERT4Rec(nn.Module):

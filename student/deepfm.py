@@ -24,6 +24,7 @@ from student.grid import Grid
 from student.losses import dot_products
 from student.pairs import pairs_loss
 from student.protocol import Asked
+from student.ranges import check_range
 from student.ready import Prepared
 
 __all__ = ["DeepFM", "DeepFMConfig", "make"]
@@ -42,6 +43,9 @@ class DeepFMConfig:
     inner: int = 128  #: W
     depth: int = 3  #: layers of the perceptron, without the last one
     dropout: float = 0.2  #: before each of them
+
+    def __post_init__(self) -> None:
+        check_range(self, 1, 64, "depth")
 
 
 class DeepFM(nn.Module):

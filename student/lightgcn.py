@@ -8,6 +8,7 @@ pairs at 2 layers. Legend: U users, V items, D width, B histories, T slots, C co
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -24,6 +25,7 @@ from student.fields import whose
 from student.interactions import Negatives, training_pairs
 from student.losses import dot_products
 from student.protocol import Asked
+from student.ranges import check_range
 from student.ready import Prepared
 
 __all__ = ["LightGCN", "LightGCNConfig", "make"]
@@ -36,6 +38,9 @@ class LightGCNConfig:
     hidden: int = 64  #: D
     layers: int = 2  #: how often a vector is replaced by its neighbours'
     reg_weight: float = 1e-5  #: of the squared norms of the embeddings that a batch touches
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, math.inf, "reg_weight")
 
 
 class LightGCN(nn.Module):

@@ -18,6 +18,7 @@ Legend: N tokens, B histories, D width, V items of a domain, M places, T slots, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -32,6 +33,7 @@ from encoder.packed import Packed
 from encoder.transformer import CausalTransformer
 from student.bert4rec import cloze_places
 from student.losses import dot_products, fused_loss
+from student.ranges import check_range
 from student.ready import Prepared
 
 __all__ = ["RecGURU", "RecGURUConfig", "discrimination", "make", "turned"]
@@ -54,6 +56,10 @@ class RecGURUConfig:
     max_length: int = 50  #: longest history, and longest sequence of the source
     source: str = ""  #: digest of the other domain's dataset
     source_items: int = 0  #: its V
+
+    def __post_init__(self) -> None:
+        check_range(self, 0, math.inf, "reconstruct_weight", "adversary_weight")
+        check_range(self, 0, 1, "reconstruct_ratio")
 
 
 class RecGURU(nn.Module):

@@ -3,7 +3,8 @@
 An entry point names a pair `(Config, make)`: a dataclass whose fields are JSON values with defaults, and a function
 `make(config, dataset)` that returns a `torch.nn.Module` with the methods of student/protocol.py. Nothing of ours need be
 imported for either. Where Config has the fields hidden, layers, heads, inner or dropout, the options of those names reach
-them; `max_length` is set to the dataset's longest history. Models are imported when they are asked for.
+them; `max_length` is set to the dataset's longest history; `--set` reaches any other. What Config cannot take it refuses by
+a ValueError. Models are imported when they are asked for.
 """
 
 from __future__ import annotations

@@ -108,6 +108,8 @@ def sound(road: Road, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f"{FIT} --hidden 7 --heads 2", USAGE, "--hidden 7 is not a multiple of --heads 2"),
         (f"{FIT} --student nosuch", USAGE, "'nosuch' is not known, known are sasrec, gru4rec"),
         (f"{FIT} --student gru4rec --heads 2", USAGE, "[fit.other_option]"),
+        (f"{FIT} --student bert4rec --set depth=2", USAGE, "which knows ft_ratio, mask_ratio"),
+        (f"{FIT} --student bert4rec --set mask_ratio=2", USAGE, "mask_ratio is 2.0, a number from"),
         (f"{FIT} --student gru4rec --no-distill --batching user", USAGE, "[fit.not_causal]"),
         (f"{FIT} --batching user", USAGE, "keeps no factors of unisrec, which fresh batches"),
         (f"{FIT} --no-distill --batching user --no-fresh-batches", USAGE, "[fit.planned_batches]"),

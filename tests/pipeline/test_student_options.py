@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +12,16 @@ import pytest
 import torch
 import typer
 
-from cache.errors import CkdError, UsageError
+from cache.errors import CkdError, StoreError, UsageError
 from encoder.checkpoint import load_weights, save_weights
 from pipeline import cli_student
 from pipeline.build import build
 from pipeline.fit import fit
 from pipeline.student_options import configuration, preset_value, source_value
 from pipeline.suite_ground import shop_store
+from student.bert4rec import BERT4RecConfig
 from student.gru4rec import GRU4RecConfig
-from student.registry import BUILT_IN, find_student
+from student.registry import BUILT_IN, StudentKind, find_student
 from student.sasrec import SASRecConfig
 from tests.fakes import TableTeacher, tree
 
@@ -91,6 +93,116 @@ def test_an_option_that_a_student_does_not_know_is_refused_when_typed() -> None:
     assert caught.value.code == "fit.other_option"
     # kd.toml speaks of all students, a preset too
     assert configured("", "gru4rec", heads=4) == GRU4RecConfig()
+
+
+def test_what_one_student_alone_has_is_set_by_name() -> None:
+    told = configured("--set mask_ratio=0.25 --set ft_ratio=1 --hidden 12", "bert4rec")
+    assert told == BERT4RecConfig(mask_ratio=0.25, ft_ratio=1.0, hidden=12)
+    assert (
+        type(told.ft_ratio) is float
+    )  # a run knows its settings by their JSON, where 1 is not 1.0
+    assert configured("--set depth=1", "deepfm").depth == 1
+    assert configured("--set reg_weight=1e-3", "lightgcn").reg_weight == 1e-3
+    # the last one counts, and what is typed counts instead of what kd.toml says
+    assert configured("--set ft_ratio=0 --set ft_ratio=0.75", "bert4rec").ft_ratio == 0.75
+    told = configured("--set ft_ratio=0", "bert4rec", set_=["mask_ratio=0.5"])
+    assert told == BERT4RecConfig(ft_ratio=0.0)
+    # kd.toml speaks of all students
+    assert configured("", "bert4rec", set_=["depth=4", "ft_ratio=0"]).ft_ratio == 0
+    assert configured("", "sasrec", set_=["depth=4"]) == SASRecConfig()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """A plug-in's settings, of every type that there may be."""
+
+    warm: bool = False
+    depth: int = 1
+    rate: float = 0.5
+    pool: str = "mean"
+    widths: tuple[int, ...] = field(default_factory=lambda: (3, 4))
+    cut: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.pool not in ("mean", "last"):
+            raise ValueError(f"pool is {self.pool!r}, mean or last was expected")
+
+
+FOREIGN = StudentKind(name="foreign", title="Foreign", config=Foreign, make=lambda *_: None)
+
+
+def test_a_plug_ins_settings_are_set_alike() -> None:
+    line = "--set warm=true --set depth=2 --set rate=1 --set pool=last --set widths=[5] --set cut=7"
+    told = configuration(context(line), FOREIGN, None)
+    assert told == Foreign(warm=True, depth=2, rate=1.0, pool="last", widths=[5], cut=7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("warm=1", "true or false"),
+        ("depth=true", "a whole number"),
+        ("depth=1.0", "a whole number"),
+        ("rate=true", "a number"),
+        ("rate=much", "a number"),
+        ("rate=NaN", "a number"),
+        ("rate=-Infinity", "a number"),
+        ("rate=1" + "0" * 400, "a number"),
+        ("rate=", "a number"),
+        ("widths=[", "a JSON value"),
+        ("cut=null", "a JSON value"),
+        ("rate", "name=value"),
+        ("=1", "name=value"),
+        ("hidden=3", "`--hidden 3` says that"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(given: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        configuration(context(f"--set {given}"), FOREIGN, None)
+    assert str(caught.value).startswith(f"--set {given}: {said}")
+    assert caught.value.code == "fit.bad_setting"
+
+
+def test_a_setting_that_a_student_does_not_know_is_refused_when_typed() -> None:
+    for line, student, known in (
+        ("--set depth=2", "bert4rec", "ft_ratio, mask_ratio"),
+        ("--set max_length=9", "bert4rec", "ft_ratio, mask_ratio"),
+        ("--set source_items=9", "sasrec", "no such setting"),
+    ):
+        with pytest.raises(UsageError, match=f"{student}, which knows {known}; leave") as caught:
+            configured(line, student)
+        assert caught.value.code == "fit.other_option"
+
+
+@pytest.mark.parametrize(
+    ("student", "given"),
+    [
+        ("bert4rec", "mask_ratio=1.01"),
+        ("bert4rec", "ft_ratio=-0.01"),
+        ("recguru", "reconstruct_weight=-1"),
+        ("recguru", "adversary_weight=-1"),
+        ("recguru", "reconstruct_ratio=2"),
+        ("lightgcn", "reg_weight=-1"),
+        ("deepfm", "depth=0"),
+        ("deepfm", "depth=65"),
+    ],
+)
+def test_a_value_that_the_student_cannot_take_is_refused(student: str, given: str) -> None:
+    with pytest.raises(UsageError, match=f"{student}: {given.partition('=')[0]} is ") as caught:
+        configured(f"--set {given}", student)
+    assert caught.value.code == "fit.bad_setting"
+    with pytest.raises(UsageError, match="foreign: pool is 'max', mean or last was expected"):
+        configuration(context("--set pool=max"), FOREIGN, None)
+
+
+def test_what_was_set_is_trained_and_is_another_run(toys: Path) -> None:
+    fitted("--student deepfm --no-distill --set depth=1")
+    weights = load_weights(toys / "runs/toys/deepfm-base/seed-0/model.safetensors")[0]
+    assert not [name for name in weights if name.startswith("layer.")]
+    assert identity("deepfm-base")["student.depth"] == 1
+    with pytest.raises(StoreError, match=r"student\.depth 1, this one would have 3") as caught:
+        fitted("--student deepfm --no-distill")
+    assert caught.value.code == "run.foreign"
 
 
 def test_a_source_in_kd_toml_is_for_students_of_two_domains() -> None:

@@ -67,6 +67,7 @@ TYPED = [
     ("kd-cache ingest features --out new --k-core 0", 4, "ingest.bad_features"),
     ("kd-cache ingest soon.csv --out a-file/new", 5, "disk.refused"),
     (f"{FIT} --epsilon much", 2, "fit.bad_epsilon"),
+    (f"{FIT} --student deepfm --set depth=0", 2, "fit.bad_setting"),
     (f"{FIT} --device nosuch", 2, "fit.bad_device"),
     (f"{FIT} --student nosuch", 2, "student.unknown"),
     (f"{FIT} --batch-size 8 --teacher two", 2, "fit.no_factors"),

@@ -85,7 +85,9 @@ def test_the_plug_in_of_the_page_is_trained_and_loaded(
     (info / "entry_points.txt").write_text("[ckd.students]\nlast = plug_in_of_the_page:student\n")
     monkeypatch.syspath_prepend(str(site))
     try:
-        run = trained(store, tmp_path / "run", "last", teachers=1, sizes={"hidden": 48}, epochs=2)
+        run = trained(
+            store, tmp_path / "run", "last", teachers=1, sizes={"hidden": 48, "std": 0.0}, epochs=2
+        )
         model: Any = load_student(run.folder, store)
     finally:
         sys.modules.pop("plug_in_of_the_page", None)
@@ -96,5 +98,8 @@ def test_the_table_names_every_student_and_the_options_it_knows() -> None:
     rows = {row[0]: row for line in PAGE.splitlines() if (row := re.findall(r"[^|]+", line))}
     shared = ("hidden", "layers", "heads", "inner", "dropout")
     for name in BUILT_IN:
-        told = rows[f" `{name}` "][-1].strip().split(", ")
-        assert told == [one for one in shared if one in find_student(name).fields]
+        told, _, own = rows[f" `{name}` "][-1].strip().partition("; ")
+        fields = find_student(name).fields
+        assert told.split(", ") == [one for one in shared if one in fields]
+        others = fields - {*shared, "max_length", "source", "source_items"}
+        assert set(re.findall(r"`(\w+)`", own)) == others
