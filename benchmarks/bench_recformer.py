@@ -26,10 +26,10 @@ from torch import Tensor
 from transformers import LongformerConfig, LongformerModel
 from transformers.utils import logging
 
+from encoder.precision import bfloat16_is_fast
 from teachers.ragged import Ragged
 from teachers.recformer import Architecture, Recformer, encode, reader, token_batches
 from teachers.recformer_tokens import Limits, Sequences, Vocabulary, tokenise_items
-from teachers.trainer import bfloat16_is_fast
 
 NAME = "recformer"
 SHAPES = {768: (12, 12, 3072), 384: (6, 12, 1536)}  # layers, heads, inner

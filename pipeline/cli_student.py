@@ -16,6 +16,7 @@ from cache.errors import UsageError
 from cache.mirror import LIMIT
 from cache.paths import without_checkpoints
 from cache.store import Store
+from encoder.precision import bfloat16_is_fast
 from pipeline import console
 from pipeline.cli_student_out import add_commands
 from pipeline.config import check_finite, parse_epsilon
@@ -46,6 +47,7 @@ from pipeline.student_options import (
     SourceOption,
     StudentOption,
     configuration,
+    note_batches,
     preset_value,
     source_value,
 )
@@ -180,6 +182,13 @@ def fit_command(
         Path | None,
         typer.Option(help="Folder for TensorBoard's scalars, one set a run; by default none."),
     ] = None,
+    bfloat16: Annotated[
+        bool | None,
+        typer.Option(
+            "--bfloat16/--no-bfloat16",
+            help="Matrix products in bfloat16, losses aside; by default on a GPU that has it.",
+        ),
+    ] = None,
     threads: ThreadsOption = 0,
     device: Annotated[
         str | None, typer.Option(help="Such as cpu or cuda; by default cuda where there is one.")
@@ -234,10 +243,13 @@ def fit_command(
         validate_every=validate_every,
         learning_rate=preset_value(context, preset, "learning_rate"),
         weight_decay=preset_value(context, preset, "weight_decay"),
-        amp=device.startswith("cuda"),
+        amp=device.startswith("cuda") and bfloat16_is_fast(device)
+        if bfloat16 is None
+        else bfloat16,
         batch_size=batch_size or (store.plan.batch_size if fresh_batches or by_user else 0),
         batching=batching,
     )
+    note_batches(preset, base.batch_size or store.plan.batch_size)
     kinds: list[tuple[str, Sequence[Reader], TrainSettings]] = []
     if compare or not distill:
         # stages are a part of the method: the base is what one would train without it

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import typer
 
 from cache.errors import UsageError
+from pipeline import console
 from pipeline.own_settings import made, own_settings
 from student.registry import BUILT_IN, StudentKind
 
@@ -26,6 +27,7 @@ __all__ = [
     "SourceOption",
     "StudentOption",
     "configuration",
+    "note_batches",
     "preset_value",
     "source_value",
 ]
@@ -62,7 +64,7 @@ SourceOption = Annotated[
 ]
 
 _SIZES = ("hidden", "layers", "heads", "inner", "dropout")
-#: section 4.1.4 of the paper; the batch size is the plan's
+#: section 4.1.4 of the paper
 _PRESETS: dict[Preset, dict[str, Any]] = {
     "paper": {
         "hidden": 300,
@@ -71,6 +73,7 @@ _PRESETS: dict[Preset, dict[str, Any]] = {
         "dropout": 0.1,
         "learning_rate": 1e-3,
         "weight_decay": 1e-5,
+        "batch_size": 512,
     }
 }
 
@@ -115,6 +118,16 @@ def preset_value(context: typer.Context, preset: Preset | None, name: str) -> An
     if preset and _source(context, name) == "DEFAULT":
         return _PRESETS[preset].get(name, context.params[name])
     return context.params[name]
+
+
+def note_batches(preset: Preset | None, batch_size: int) -> None:
+    """Tell where batches are not the preset's: a plan's are made before."""
+    wanted = _PRESETS[preset]["batch_size"] if preset else batch_size
+    if batch_size != wanted:
+        console.note(
+            f"--preset {preset}: batches hold {batch_size} instances here, {wanted} in the {preset}; "
+            f"`kd-cache plan --batch-size {wanted}` makes such"
+        )
 
 
 def source_value(context: typer.Context, kind: StudentKind) -> Path | None:

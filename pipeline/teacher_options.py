@@ -14,13 +14,13 @@ import torch
 import typer
 
 from cache.errors import UsageError
+from encoder.precision import bfloat16_is_fast
 from pipeline.teach_recformer import Reading
 from pipeline.teach_unim2rec import Modalities
 from pipeline.threads import use_threads
 from teachers.images import Pictures
 from teachers.recformer_tokens import Limits
 from teachers.text import TextSettings
-from teachers.trainer import bfloat16_is_fast
 
 Kind: TypeAlias = Literal["unisrec", "recformer", "unim2rec"]
 

@@ -26,11 +26,11 @@ from cache.atomic import put
 from cache.dataset import Dataset, Ints
 from cache.digest import sha256_bytes
 from cache.errors import StoreError, UsageError
+from encoder.precision import bfloat16_is_fast
 from teachers.folder import described, load_folder, quality_of, save_folder
 from teachers.protocol import Floats
 from teachers.recformer import Architecture, Recformer, encode
 from teachers.recformer_tokens import ATTRIBUTES, ItemTokens, Limits, Vocabulary, tokenise_items
-from teachers.trainer import bfloat16_is_fast
 from teachers.unisrec_teacher import rows_tuned_on
 
 __all__ = ["RecformerFolder", "RecformerTeacher", "load_recformer", "save_recformer"]

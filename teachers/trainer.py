@@ -18,7 +18,7 @@ from cache.errors import TeacherError
 from encoder.checkpoint import load_checkpoint, save_checkpoint
 from encoder.dropout import seed_step
 
-__all__ = ["Recipe", "Trained", "bfloat16_is_fast", "train"]
+__all__ = ["Recipe", "Trained", "train"]
 
 Report = Callable[[float, float, str], None]
 
@@ -44,14 +44,6 @@ class Trained:
     best: float  #: validation; NaN where there is none
     epochs: int
     history: list[dict[str, float]]  #: loss and validation of each epoch
-
-
-def bfloat16_is_fast(device: str) -> bool:
-    """Whether this device multiplies bfloat16 in hardware."""
-    if device.startswith("cuda"):
-        return bool(torch.cuda.is_bf16_supported())
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
 
 
 def train(

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ import typer
 
 from cache.errors import CkdError, StoreError, UsageError
 from encoder.checkpoint import load_weights, save_weights
+from encoder.precision import bfloat16_is_fast
 from pipeline import cli_student
 from pipeline.build import build
 from pipeline.fit import fit
@@ -193,6 +195,41 @@ def test_a_value_that_the_student_cannot_take_is_refused(student: str, given: st
     assert caught.value.code == "fit.bad_setting"
     with pytest.raises(UsageError, match="foreign: pool is 'max', mean or last was expected"):
         configuration(context("--set pool=max"), FOREIGN, None)
+
+
+def test_bfloat16_is_asked_for_on_a_processor(toys: Path) -> None:
+    fitted("--no-distill --out plain")
+    fitted("--no-distill --out rounded --bfloat16")
+    plain, rounded = (
+        json.loads(Path(f"{out}/sasrec-base/seed-0/run.json").read_bytes())
+        for out in ("plain", "rounded")
+    )
+    assert [one["identity"]["train.amp"] for one in (plain, rounded)] == [False, True]
+    assert plain["history"][0]["ce"] != rounded["history"][0]["ce"]
+    assert plain["history"][0]["ce"] == pytest.approx(rounded["history"][0]["ce"], rel=0.01)
+
+
+@pytest.mark.parametrize(("major", "fast"), [(7, False), (8, True)])
+def test_a_gpu_has_bfloat16_from_its_eighth_generation_on(
+    major: int, fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # older ones take bfloat16 too, slower than float32
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    gpu = SimpleNamespace(major=major)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: gpu)
+    assert bfloat16_is_fast("cuda:0") is fast
+
+
+def test_batches_of_another_size_than_the_presets_are_told(
+    toys: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    note = "--preset paper: batches hold 16 instances here, 512 in the paper; `kd-cache plan"
+    fitted("--no-distill --preset paper --heads 1")
+    assert note in " ".join(capsys.readouterr().err.split())
+    fitted("--no-distill --batch-size 512 --preset paper --out fresh --heads 1")
+    assert "--preset paper" not in capsys.readouterr().err
 
 
 def test_what_was_set_is_trained_and_is_another_run(toys: Path) -> None:
