@@ -19,9 +19,12 @@ __all__ = [
     "ConsistencyOption",
     "EpsilonOption",
     "JoinOption",
+    "KdItemsOption",
     "TauOption",
     "TopOption",
+    "WeightsOption",
     "check_join",
+    "parse_weights",
     "trajectories",
 ]
 
@@ -48,6 +51,14 @@ AlphaOption = Annotated[
     ),
 ]
 TopOption = Annotated[int, typer.Option(help="hetcomp: items of a ranking.", min=1)]
+WeightsOption = Annotated[
+    str | None,
+    typer.Option(help="Default weights, name=weight,...; by default by validation NDCG@10."),
+]
+KdItemsOption = Annotated[
+    Literal["in-batch", "all"],
+    typer.Option(help="Hear the teachers over the batch's items, or over all (from factors)."),
+]
 
 _ONLY = {
     "consistency": ("tau", "kl", "consistency", "epsilon", "weights"),
@@ -69,6 +80,28 @@ def check_join(context: typer.Context, join: Literal["consistency", "hetcomp"]) 
                     f"--{name} is of --join {other}, and means nothing to --join {join}; leave it away.",
                     code="fit.other_join",
                 )
+
+
+def parse_weights(text: str | None) -> dict[str, float] | None:
+    """What `--weights` says, by teacher.
+
+    Raises:
+        UsageError: ``fit.bad_weights``.
+    """
+    if text is None:
+        return None
+    try:
+        pairs = [
+            (name, float(value)) for name, value in (one.split("=") for one in text.split(","))
+        ]
+    except ValueError:
+        pairs = []
+    if not pairs or len(dict(pairs)) < len(pairs):
+        raise UsageError(
+            f"--weights {text}: unisrec=0.6,recformer=0.4 or the like expected.",
+            code="fit.bad_weights",
+        )
+    return dict(pairs)
 
 
 def trajectories(store: Store, names: Sequence[str]) -> list[list[str]]:
