@@ -23,7 +23,8 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="A setting of this student alone, such as mask_ratio=0.3; repeat it. docs/students.md has them.",
+        help="A setting of this student alone, such as bert4rec's mask_ratio=0.3; repeat it. "
+        "A wrong name is told the right ones.",
         metavar="<name=value>",
     ),
 ]
