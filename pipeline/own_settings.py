@@ -2,7 +2,8 @@
 
 Any field of a student's configuration, a plug-in's too, that neither has an option of its own nor follows from the data.
 Values have the type of the field's default. A name that the student does not know is refused when it was typed; in kd.toml
-it is for those students that know it. What a value may be the configuration itself says, by a ValueError.
+it is for those students that know it, and left away with a word. What a value may be the configuration itself says, by a
+ValueError.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from cache.errors import UsageError
+from pipeline import console
 from student.registry import StudentKind
 
 __all__ = ["SetOption", "made", "own_settings"]
@@ -63,6 +65,8 @@ def own_settings(
                 f"{', '.join(known) or 'no such setting'}; leave it away.",
                 code="fit.other_option",
             )
+        else:
+            console.note(f"kd.toml: {name} of its `set` means nothing to {kind.name}, left away")
     return values
 
 

@@ -97,7 +97,7 @@ def test_an_option_that_a_student_does_not_know_is_refused_when_typed() -> None:
     assert configured("", "gru4rec", heads=4) == GRU4RecConfig()
 
 
-def test_what_one_student_alone_has_is_set_by_name() -> None:
+def test_what_one_student_alone_has_is_set_by_name(capsys: pytest.CaptureFixture[str]) -> None:
     told = configured("--set mask_ratio=0.25 --set ft_ratio=1 --hidden 12", "bert4rec")
     assert told == BERT4RecConfig(mask_ratio=0.25, ft_ratio=1.0, hidden=12)
     assert (
@@ -109,8 +109,13 @@ def test_what_one_student_alone_has_is_set_by_name() -> None:
     assert configured("--set ft_ratio=0 --set ft_ratio=0.75", "bert4rec").ft_ratio == 0.75
     told = configured("--set ft_ratio=0", "bert4rec", set_=["mask_ratio=0.5"])
     assert told == BERT4RecConfig(ft_ratio=0.0)
-    # kd.toml speaks of all students
+    # kd.toml speaks of all students; a name that was meant otherwise is not lost without a word
+    assert not capsys.readouterr().err
     assert configured("", "bert4rec", set_=["depth=4", "ft_ratio=0"]).ft_ratio == 0
+    assert (
+        capsys.readouterr().err
+        == "kd.toml: depth of its `set` means nothing to bert4rec, left away\n"
+    )
     assert configured("", "sasrec", set_=["depth=4"]) == SASRecConfig()
 
 
