@@ -126,8 +126,10 @@ class Job:
     def fresh(self) -> None:
         for path in (self.folder / "run", self.folder / "store"):
             shutil.rmtree(path, ignore_errors=True)
-        # what lies beside a run: its first line makes two calls more
-        (self.folder / "run.times.jsonl").unlink(missing_ok=True)
+        # what lies beside a run changes how many calls the next one makes: its first line two more, a lock that is there
+        # one fewer (killed between its last files, a run is finished, and nobody takes its lock again)
+        for name in ("run.times.jsonl", ".lock-run"):
+            (self.folder / name).unlink(missing_ok=True)
         shutil.copytree(self.clean, self.folder / "store")
 
     def run(self, on_step: Callable[[float, int], None] = lambda done, total: None) -> None:
