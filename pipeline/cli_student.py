@@ -16,7 +16,7 @@ from cache.mirror import LIMIT
 from cache.plan import Plan
 from pipeline import console
 from pipeline.cli_student_out import add_commands
-from pipeline.config import check_finite
+from pipeline.config import check_finite, parse_epsilon
 from pipeline.fit import check_runs, fit
 from pipeline.join_options import (
     AlphaOption,
@@ -28,6 +28,7 @@ from pipeline.join_options import (
     TopOption,
     WeightsOption,
     check_join,
+    parse_weights,
 )
 from pipeline.live import Board, board
 from pipeline.own_settings import SetOption
@@ -167,13 +168,14 @@ def fit_command(
     source = source_value(context, kind_of_student)
     other = open_dataset(source, deep=True) if source else None
     check_training(context.params)
+    shares, tolerated = parse_weights(weights), parse_epsilon(epsilon)
     device = the_device(device)
     check_log_dir(log_dir)
     use_threads(threads)
     store = open_store(cache, "kd-student fit", int(cache_limit * 1e9), signed_by, teacher or ())
     with_source(kind_of_student, config, store.dataset, other)  # refused before anything begins
     base = train_settings(context, store.plan, device)
-    kinds = run_kinds(store, base, context.params)
+    kinds = run_kinds(store, base, context.params, shares, tolerated)
     numbers = range(seed, seed + seeds)
     root = out or Path("runs") / store.path.resolve().name
     wanted = [

@@ -90,7 +90,7 @@ def _value(one: str, text: str, default: Any) -> Any:
         return text
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if isinstance(default, float) and type(value) is int:
         value = _as_float(value)

@@ -12,8 +12,7 @@ from typing import Any
 from cache.errors import UsageError
 from cache.paths import without_checkpoints
 from cache.store import Store
-from pipeline.config import parse_epsilon
-from pipeline.join_options import parse_weights, trajectories
+from pipeline.join_options import trajectories
 from pipeline.student_store import Reader, reader_of, warn_small
 from student.hetcomp import HetCompSettings
 from student.schedule import TrainSettings
@@ -31,12 +30,19 @@ class RunKind:
     settings: TrainSettings
 
 
-def run_kinds(store: Store, base: TrainSettings, given: Mapping[str, Any]) -> list[RunKind]:
+def run_kinds(
+    store: Store,
+    base: TrainSettings,
+    given: Mapping[str, Any],
+    weights: Mapping[str, float] | None,
+    epsilon: float | str,
+) -> list[RunKind]:
     """What is trained, in that order.
 
     Args:
         base: what all have in common.
         given: the command's parameters.
+        weights, epsilon: what two of them say, parsed before the store was opened.
 
     Raises:
         UsageError: ``fit.no_teachers``, ``fit.no_factors``, ``fit.no_trajectory``, ``fit.mixed_tau``, or bad weights.
@@ -76,9 +82,9 @@ def run_kinds(store: Store, base: TrainSettings, given: Mapping[str, Any]) -> li
     joined = join_settings(
         readers,
         tau=given["tau"],
-        weights=parse_weights(given["weights"]),
+        weights=weights,
         consistency=given["consistency"],
-        epsilon=parse_epsilon(given["epsilon"]),
+        epsilon=epsilon,
         items=given["kd_items"],
     )
     settings = replace(base, join=joined, curriculum=staged is not False)

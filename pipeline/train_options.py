@@ -14,8 +14,6 @@ import typer
 from cache.errors import UsageError
 from cache.plan import Plan
 from encoder.precision import bfloat16_is_fast
-from pipeline.config import parse_epsilon
-from pipeline.join_options import parse_weights
 from pipeline.student_options import note_batches, preset_value
 from student.schedule import Batching, TrainSettings
 
@@ -103,14 +101,11 @@ DeviceOption: TypeAlias = Annotated[
 
 
 def check_training(given: dict[str, Any]) -> None:
-    """Refuse options that contradict each other or say nothing; `given` are the command's parameters.
+    """Refuse options that contradict each other; `given` are the command's parameters.
 
     Raises:
-        UsageError: ``fit.nothing_to_compare``, ``fit.planned_batches``, ``fit.mixed_items``, ``fit.bad_weights``,
-            ``fit.bad_epsilon``.
+        UsageError: ``fit.nothing_to_compare``, ``fit.planned_batches``, ``fit.mixed_items``.
     """
-    parse_weights(given["weights"])
-    parse_epsilon(given["epsilon"])
     if given["compare"] and not given["distill"]:
         raise UsageError(
             "--compare trains the base and the student, --no-distill the base alone; leave one away.",
