@@ -30,7 +30,7 @@ from torch import Tensor
 
 from cache.dataset import Dataset
 from encoder.packed import Packed
-from encoder.room import room_for
+from encoder.products import widened
 from pipeline.evaluate import _BLOCK_ENTRIES, rank_histories, rank_student, ranks_of_targets
 from pipeline.metrics import metrics_of_ranks
 from student.sasrec import SASRec, SASRecConfig
@@ -50,7 +50,7 @@ def against_product(model: SASRec, dataset: Dataset, rounds: int, bar: float) ->
     targets_n = torch.from_numpy(dataset.targets(users, ends).astype(np.int64))
     block = _BLOCK_ENTRIES // len(table_VD)
     plain = torch.empty(block, len(table_VD))
-    aligned = room_for(block, len(table_VD))[:, : len(table_VD)]
+    aligned = torch.empty(block, len(widened(table_VD)))[:, : len(table_VD)]
 
     def product(buffer: Tensor) -> None:
         for rows in torch.split(users_nD, block):

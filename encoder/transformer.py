@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from encoder.dropout import Dropout, dropout
 from encoder.packed import Packed, Tiles
+from encoder.products import Linear, linear
 
 __all__ = ["CausalTransformer"]
 
@@ -83,7 +84,7 @@ class _Attention(nn.Module):
         self.query = nn.Linear(hidden, hidden)
         self.key = nn.Linear(hidden, hidden)
         self.value = nn.Linear(hidden, hidden)
-        self.dense = nn.Linear(hidden, hidden)
+        self.dense = Linear(hidden, hidden)
         self.LayerNorm = nn.LayerNorm(hidden, eps=eps)
         self.out_dropout = Dropout(dropout)
         self.attention_dropout = attention_dropout
@@ -91,9 +92,7 @@ class _Attention(nn.Module):
     def forward(self, x_ND: Tensor, packed: Packed, only_last: bool) -> Tensor:
         # one matrix product for all three: they see the same tokens
         parts = (self.query, self.key, self.value)
-        qkv = F.linear(
-            x_ND, torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts])
-        )
+        qkv = linear(x_ND, torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]))
         mixed = torch.cat([self._attend(qkv, tiles) for tiles in packed.tiles])
         places = packed.untiled
         if only_last:
@@ -125,8 +124,8 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rate: fl
 class _FeedForward(nn.Module):
     def __init__(self, hidden: int, inner: int, dropout: float, eps: float) -> None:
         super().__init__()
-        self.dense_1 = nn.Linear(hidden, inner)
-        self.dense_2 = nn.Linear(inner, hidden)
+        self.dense_1 = Linear(hidden, inner)
+        self.dense_2 = Linear(inner, hidden)
         self.LayerNorm = nn.LayerNorm(hidden, eps=eps)
         self.dropout = Dropout(dropout)
 

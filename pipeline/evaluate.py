@@ -16,7 +16,7 @@ from torch import Tensor
 from cache.dataset import Dataset, Ints
 from cache.errors import TeacherError
 from encoder.packed import Packed
-from encoder.room import room_for
+from encoder.products import product, widened
 from student.protocol import AnyStudent, Student
 
 __all__ = ["rank_histories", "rank_student", "ranks_of_targets"]
@@ -50,17 +50,11 @@ def ranks_of_targets(
         TeacherError: ``model.not_finite`` where a target's score is NaN.
     """
     block = _block(len(items_VD))
-    most = min(block, len(users_nD))
-    room = room_for(most, len(items_VD), dtype=users_nD.dtype, device=users_nD.device)
-    buffer = room[:, : len(items_VD)]
-    across = items_VD.T
+    across = widened(items_VD).T
+    bias = None if bias_V is None else widened(bias_V)
 
     def score(start: int, stop: int) -> Tensor:
-        rows = users_nD[start:stop]
-        scores = buffer[: len(rows)]
-        if bias_V is None:
-            return torch.mm(rows, across, out=scores)
-        return torch.addmm(bias_V, rows, across, out=scores)
+        return product(users_nD[start:stop], across, bias)[:, : len(items_VD)]
 
     return _ranks(score, block, targets_n, masked, users_n)
 

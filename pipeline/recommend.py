@@ -30,6 +30,7 @@ from cache.atomic import disk_errors, written
 from cache.dataset import Dataset, Ints
 from cache.errors import TeacherError, UsageError
 from encoder.packed import Packed
+from encoder.products import product, widened
 from student.protocol import AnyStudent, Student
 
 __all__ = [
@@ -132,7 +133,7 @@ def recommend(
         TeacherError: ``model.not_finite`` where a score is NaN.
     """
     users = users[dataset.lengths[users] > 0]
-    table_VD = model.item_table() if isinstance(model, Student) else None
+    table_VD = widened(model.item_table()) if isinstance(model, Student) else None
     block = max(1, _BLOCK_ENTRIES // max(dataset.num_items, 1))
     for start in range(0, len(users), _ENCODE):
         some = users[start : start + _ENCODE]
@@ -142,7 +143,7 @@ def recommend(
         for at in range(0, len(some), block):
             rows = some[at : at + block]
             if vectors_bD is not None and table_VD is not None:
-                scores_bV = vectors_bD[at : at + block] @ table_VD.T
+                scores_bV = product(vectors_bD[at : at + block], table_VD.T)[:, : dataset.num_items]
             else:
                 scores_bV = model.logits(_packed(dataset, rows)).clone()  # type: ignore[union-attr]
             yield _best(scores_bV.float(), dataset, rows, top, exclude_history)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from cache.dataset import Dataset
 from encoder.dropout import Dropout
 from encoder.packed import Packed
+from encoder.products import Linear
 from student.fields import ITEM_FIELDS, USER_FIELDS, whose
 from student.fm import FM, FMConfig
 from student.grid import Grid
@@ -29,8 +30,8 @@ from student.ready import Prepared
 
 __all__ = ["DeepFM", "DeepFMConfig", "make"]
 
-_CHUNK = 1 << 11  # ranked pairs: 1 MB a layer of 128; with 8 MB it takes half as long again
-_TILE = 1 << 10  # pairs that are learnt from; with 256 the calls weigh more than the cache saves
+_CHUNK = 1 << 12  # ranked pairs: 2 MB a layer of 128
+_TILE = 1 << 11  # pairs that are learnt from
 _CHUNK_ELSEWHERE = 1 << 14  # of both, where each call costs a launch
 _HELD_BYTES = 1 << 29  # of layers, for the way back
 
@@ -67,7 +68,7 @@ class DeepFM(nn.Module):
         into = (USER_FIELDS + ITEM_FIELDS) * config.hidden
         self.first = nn.Linear(into, config.inner)
         self.layer = nn.ModuleList(
-            nn.Linear(config.inner, config.inner) for _ in range(config.depth - 1)
+            Linear(config.inner, config.inner) for _ in range(config.depth - 1)
         )
         self.predict = nn.Linear(config.inner, 1)
         for module in (self.first, *self.layer, self.predict):

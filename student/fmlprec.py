@@ -20,6 +20,7 @@ from cache.dataset import Dataset
 from encoder.dropout import Dropout
 from encoder.packed import Packed
 from encoder.padded import lengths_of
+from encoder.products import Linear
 from student.protocol import Asked
 
 __all__ = ["FMLPRec", "FMLPRecConfig", "make"]
@@ -186,8 +187,8 @@ class _FeedForward(nn.Module):
     def __init__(self, config: FMLPRecConfig) -> None:
         super().__init__()
         inner = config.inner or 4 * config.hidden
-        self.dense_1 = nn.Linear(config.hidden, inner)
-        self.dense_2 = nn.Linear(inner, config.hidden)
+        self.dense_1 = Linear(config.hidden, inner)
+        self.dense_2 = Linear(inner, config.hidden)
         self.LayerNorm = nn.LayerNorm(config.hidden, eps=1e-12)
         self.dropout = Dropout(config.dropout)
 

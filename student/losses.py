@@ -1,12 +1,13 @@
 """The losses, eqs. 6-10: cross-entropy of the base model and the divergence from the teachers' joined scores.
 
 Legend: T slots, C columns of the batch, V items, D width. Every loss is a mean over slots. Pure functions on tensors:
-use them in a loop of your own. `fused_loss` is the loop's hot path: the same numbers with one [T, V] matrix in memory; on a
-processor the next call finds it there.
+use them in a loop of your own. `fused_loss` is the loop's hot path: the same numbers with one [T, V] matrix in memory, on a
+processor at most 28 MB of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -14,13 +15,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from encoder.room import Scratch, aligned
+from encoder.products import product, widened
 
 __all__ = ["Direction", "cross_entropy", "distillation_loss", "dot_products", "fused_loss"]
 
 Direction: TypeAlias = Literal["teacher-student", "student-teacher"]
 
-_SCRATCH = Scratch()
+# logits in memory at a time: pieces above 32 MB are asked of the kernel afresh each time, which costs as much as a softmax
+_BLOCK_ENTRIES = 7 << 20
 
 
 def dot_products(users_TD: Tensor, table_CD: Tensor) -> Tensor:
@@ -122,37 +124,44 @@ class _Fused(torch.autograd.Function):
         learns: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         slots, columns = len(users_TD), len(table_VD)
-        own = items_C is None  # the batch's columns are the table's, and read as they stand
-        width = columns if own and target_TC is not None else aligned(columns)
-        room = _SCRATCH.room(slots, width, like=users_TD)
-        logits = torch.mm(users_TD, table_VD.T, out=room[:, :columns])
-        room[:, columns:] = -torch.inf  # no item: its probability is nothing
-        batch_TC, table_CD, g_TC, kd = logits, table_VD, None, logits.new_zeros(())
-        if target_TC is not None:
-            if items_C is not None:
-                # a small product: columns of a large matrix lie far apart, and collecting them takes three times as long
-                table_CD = table_VD.index_select(0, items_C)
-                batch_TC = users_TD @ table_CD.T
-            logp = torch.log_softmax(batch_TC, dim=-1)
-            g_TC, kd = _divergence(logp, target_TC, entropy, kl)
-            g_TC.mul_(weight / slots)
-        if left_out_TV is not None:
-            logits.masked_fill_(left_out_TV, -torch.inf)
-        probabilities = torch.softmax(room, dim=-1, out=room)
-        # reported only: saturates at 87 nats, the gradient does not
-        at_target = probabilities.gather(1, rows_T[:, None])
-        ce = at_target.clamp(min=torch.finfo(logits.dtype).tiny).log_().mean().neg_()
+        kd, ce = users_TD.new_zeros(()), users_TD.new_zeros(())
+        table_WD, g_TW = table_VD, None
+        if items_C is not None and target_TC is not None:
+            # a small product: columns of a large matrix lie far apart, and collecting them takes three times as long
+            table_WD = widened(table_VD.index_select(0, items_C))
+            g_TW, kd = _divergence(product(users_TD, table_WD.T), target_TC, entropy, kl)
+        wide_VD = widened(table_VD)
+        to_users, to_table_DV = torch.empty_like(users_TD), wide_VD.new_zeros(wide_VD.T.shape)
+        for where in _blocks(slots, len(wide_VD), users_TD.device):
+            some_bD, rows_b1 = users_TD[where], rows_T[where, None]
+            room = product(some_bD, wide_VD.T)
+            room[:, columns:] = -torch.inf  # no item: its probability is nothing
+            own_bV = None
+            if items_C is None and target_TC is not None:  # the teachers' columns are the table's
+                own_bV, part = _divergence(room, target_TC[where], entropy, kl)
+                kd += part * (len(room) / slots)
+            if left_out_TV is not None:
+                room[:, :columns].masked_fill_(left_out_TV[where], -torch.inf)
+            probabilities = torch.softmax(room, dim=-1, out=room)
+            # reported only: saturates at 87 nats, the gradient does not
+            at_target = probabilities.gather(1, rows_b1)
+            ce -= at_target.clamp_(min=torch.finfo(room.dtype).tiny).log_().sum() / slots
+            if learns:
+                gradient = probabilities.div_(slots)
+                gradient.scatter_add_(1, rows_b1, gradient.new_full(rows_b1.shape, -1 / slots))
+                if own_bV is not None:
+                    gradient.add_(own_bV, alpha=weight / slots)
+                to_users[where] = product(gradient, wide_VD)
+                to_table_DV += product(some_bD.T, gradient)
         ctx.mark_non_differentiable(ce, kd)
         if learns:
-            gradient = probabilities.div_(slots)[:, :columns]
-            gradient.scatter_add_(1, rows_T[:, None], gradient.new_full((slots, 1), -1 / slots))
-            if g_TC is not None and own:
-                gradient.add_(g_TC)
-            to_users, to_table = gradient @ table_VD, gradient.T @ users_TD
-            if g_TC is not None and items_C is not None:
+            to_table = to_table_DV[:, :columns].T.contiguous()
+            if g_TW is not None and items_C is not None:
                 # two small products are cheaper than a scatter into [T, V]
-                to_users.addmm_(g_TC, table_CD)
-                to_table.index_add_(0, items_C, g_TC.T @ users_TD)
+                share = weight / slots
+                to_users.add_(product(g_TW, table_WD), alpha=share)
+                heard_CD = product(users_TD.T, g_TW)[:, : len(items_C)].T
+                to_table.index_add_(0, items_C, heard_CD, alpha=share)
             ctx.save_for_backward(to_users, to_table)
         return ce + weight * kd, ce, kd
 
@@ -163,15 +172,32 @@ class _Fused(torch.autograd.Function):
         return to_users * upstream[0], to_table * upstream[0], *[None] * 8
 
 
+def _blocks(slots: int, columns: int, device: torch.device) -> Iterator[slice]:
+    """Slots whose logits are in memory at a time."""
+    blocks = -(-slots * columns // _BLOCK_ENTRIES) if device.type == "cpu" else 1
+    rows = max(1, -(-slots // max(1, blocks)))
+    for start in range(0, slots, rows):
+        yield slice(start, start + rows)
+
+
 def _divergence(
-    logp_TC: Tensor, target_TC: Tensor, entropy: float, kl: Direction
+    logits_TW: Tensor, target_TC: Tensor, entropy: float, kl: Direction
 ) -> tuple[Tensor, Tensor]:
-    """Gradient of the slots' divergences with respect to the logits, and their mean."""
+    """[T, W] the gradient of each slot's divergence with respect to its logits, nothing beyond C; and their mean.
+
+    What lies beyond C in `logits_TW` is written over: it belongs to no item.
+    """
+    slots, columns = target_TC.shape
+    logits_TW[:, columns:] = -torch.inf
+    p_TW = torch.softmax(logits_TW, dim=-1)
+    p_TC, logits_TC = p_TW[:, :columns], logits_TW[:, :columns]
+    # log p = logits - shift; taken from the likeliest item, whose probability cannot underflow
+    shift_T1 = logits_TW.amax(dim=-1, keepdim=True) - p_TW.amax(dim=-1, keepdim=True).log()
     if kl == "student-teacher":
-        p = logp_TC.exp()
-        gap = logp_TC.sub_(target_TC.log())
-        each = (p * gap).sum(dim=-1, keepdim=True)
-        return p.mul_(gap.sub_(each)), each.mean()
-    crossed = torch.dot(target_TC.flatten(), logp_TC.flatten())
-    kd = -crossed / len(target_TC) - entropy
-    return logp_TC.exp_().sub_(target_TC), kd
+        gap_TC = logits_TC - shift_T1 - target_TC.log()
+        each_T1 = (p_TC * gap_TC).sum(dim=-1, keepdim=True)
+        p_TC.mul_(gap_TC.sub_(each_T1))
+        return p_TW, each_T1.mean()
+    crossed = torch.dot(target_TC.flatten(), logits_TC.reshape(-1)) - shift_T1.sum()
+    p_TC.sub_(target_TC)
+    return p_TW, -crossed / slots - entropy

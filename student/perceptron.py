@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from encoder.dropout import Rate
+from encoder.products import product, slopes_of_weight
 
 __all__ = ["Layers", "rectified"]
 
@@ -43,7 +44,7 @@ class Layers:
         for place, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             if place and self.rate.zeroed:
                 states[-1].mul_(self.rate.kept(states[-1], noise))
-            states.append(torch.addmm(bias, states[-1], weight.T).relu_())
+            states.append(product(states[-1], weight.T, bias).relu_())
         return states
 
     def scores(self, states: Sequence[Tensor]) -> Tensor:
@@ -58,9 +59,9 @@ class Layers:
         slopes = torch.outer(given_N, self.last_W)
         for place in range(len(self.weights) - 1, -1, -1):
             slopes = rectified(slopes, states[place + 1])
-            grads[2 * place].addmm_(slopes.T, states[place], alpha=self.rate.scale)
+            grads[2 * place].add_(slopes_of_weight(slopes, states[place]), alpha=self.rate.scale)
             grads[2 * place + 1].addmv_(slopes.T, ones_N)
-            slopes = slopes @ self.weights[place]
+            slopes = product(slopes, self.weights[place])
         return slopes
 
 

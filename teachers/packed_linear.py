@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from encoder.products import has_onednn
+
 __all__ = ["PackedLinear"]
 
 
@@ -47,11 +49,3 @@ class PackedLinear:
             x_NI, self._weight, self._bias, then, [], "none"
         )
         return out
-
-
-def has_onednn() -> bool:
-    """Whether this torch brings the two operators."""
-    available = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    return bool(available) and all(
-        hasattr(torch.ops.mkldnn, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-    )

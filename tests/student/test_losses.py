@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from student import losses
 from student.losses import Direction, cross_entropy, distillation_loss, fused_loss
 
 BOTH: tuple[Direction, ...] = ("teacher-student", "student-teacher")
@@ -70,6 +71,7 @@ class Case:
         full: bool,
         weight: float | None,
         kl: Direction,
+        left_out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         taught = weight is not None
         return fused_loss(
@@ -81,6 +83,7 @@ class Case:
             entropy=self.entropy if taught else 0.0,
             weight=weight or 0.0,
             kl=kl,
+            left_out_TV=left_out,
         )
 
 
@@ -178,6 +181,47 @@ def test_the_fused_loss_is_the_composition_of_its_parts(
             assert one == pytest.approx(other, rel=1e-10, abs=1e-10)
         for one, other in zip(case.gradients(got[0]), case.gradients(expected[0]), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@MODES
+def test_float32_by_other_kernels_is_float64_to_rounding(
+    full: bool, weight: float | None, kl: Direction
+) -> None:
+    case = Case(7)
+    expected = case.fused(full=full, weight=weight, kl=kl)
+    slopes = case.gradients(expected[0])
+    case.users = case.users.detach().float().requires_grad_()
+    case.table = case.table.detach().float().requires_grad_()
+    got = case.fused(full=full, weight=weight, kl=kl)
+    for one, other in zip((*got, *case.gradients(got[0])), (*expected, *slopes), strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+@MODES
+def test_slots_that_pass_a_few_at_a_time_change_nothing(
+    full: bool,
+    weight: float | None,
+    kl: Direction,
+    left_out: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    case = Case(8)
+
+    def found() -> tuple[Tensor, ...]:
+        columns = ITEMS if full else COLUMNS
+        out = torch.arange(SLOTS * columns).view(SLOTS, columns) % 3 == 0 if left_out else None
+        if out is not None:
+            out[torch.arange(SLOTS), case.rows if full else case.columns] = False
+        three = case.fused(full=full, weight=weight, kl=kl, left_out=out)
+        return *three, *case.gradients(three[0])
+
+    whole = found()
+    monkeypatch.setattr(losses, "_BLOCK_ENTRIES", 2 * 64)  # 64 columns are the fewest: 2, 2 and 1
+    assert len(list(losses._blocks(SLOTS, 64, torch.device("cpu")))) == 3
+    for one, other in zip(found(), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
 
 
 @MODES

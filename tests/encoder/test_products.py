@@ -1,0 +1,155 @@
+"""Products by oneDNN are torch's own to rounding, forth and back, whatever the strides; who must not see them does not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from encoder import products
+from encoder.products import Linear, linear, product, slopes_of_weight, widened
+
+sizes = st.integers(1, 70)
+ways = st.tuples(st.booleans(), st.booleans())
+
+
+def matrix(rows: int, columns: int, *, across: bool = False, seed: int = 0) -> Tensor:
+    """Of whole numbers of -8 to 8, whose products are exact; `across`: laid out column after column."""
+    noise = torch.Generator().manual_seed(seed)
+    shape = (columns, rows) if across else (rows, columns)
+    found = torch.randint(-8, 9, shape, generator=noise).float()
+    return found.T if across else found
+
+
+@pytest.fixture
+def without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "has_onednn", lambda: False)
+
+
+def test_a_product_by_hand() -> None:
+    a, b = torch.tensor([[1.0, 2], [3, 4]]), torch.tensor([[5.0, 6], [7, 8]])
+    assert product(a, b).tolist() == [[19, 22], [43, 50]]
+    assert product(a, b, torch.tensor([100.0, 200])).tolist() == [[119, 222], [143, 250]]
+
+
+@given(sizes, sizes, sizes, ways)
+def test_any_strides_give_the_same_product(
+    m: int, k: int, n: int, across: tuple[bool, bool]
+) -> None:
+    a, b = matrix(m, k, across=across[0]), matrix(k, n, across=across[1], seed=1)
+    expected = (a.double() @ b.double()).float()
+    assert torch.equal(product(a, b), expected)
+    bias = matrix(1, n, seed=2)[0]
+    assert torch.equal(product(a, b, bias), expected + bias)
+
+
+def test_matrices_with_gaps_never_reach_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its plain kernel, which would take them, is a hundred times as slow."""
+    wide = matrix(40, 33)
+    expected = (wide[:, :30].double() @ wide.T[:30].double()).float()
+
+    def refused(*_: object) -> None:
+        raise AssertionError("oneDNN was asked")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", refused)
+    assert torch.equal(product(wide[:, :30], wide.T[:30]), expected)
+    with pytest.raises(AssertionError, match="was asked"):
+        product(wide, wide.T)
+
+
+@pytest.mark.usefixtures("without_onednn")
+def test_without_onednn_the_plain_product_stands_in() -> None:
+    a, b, bias = matrix(9, 5), matrix(5, 7, seed=1), matrix(1, 7, seed=2)[0]
+    assert torch.equal(product(a, b), a @ b)
+    assert torch.equal(product(a, b, bias), a @ b + bias)
+    assert torch.equal(slopes_of_weight(a, matrix(9, 3, seed=3)), a.T @ matrix(9, 3, seed=3))
+
+
+def test_doubles_stay_doubles() -> None:
+    a, b = matrix(3, 4).double() / 3, matrix(4, 5).double() / 7
+    assert torch.equal(product(a, b), a @ b)
+
+
+def test_an_empty_product_is_nothing() -> None:
+    assert product(torch.empty(0, 4), torch.empty(4, 3)).shape == (0, 3)
+    assert torch.equal(product(torch.empty(2, 0), torch.empty(0, 3)), torch.zeros(2, 3))
+
+
+@pytest.mark.parametrize("widths", [(3, 5), (5, 3), (4, 4)])
+@pytest.mark.parametrize("rows", [0, 1, 1024, 2500])  # summed over 1,024 rows at a time
+def test_a_weights_slopes_are_summed_over_all_rows(rows: int, widths: tuple[int, int]) -> None:
+    slopes, x = matrix(rows, widths[0]), matrix(rows, widths[1], seed=1)
+    found = slopes_of_weight(slopes, x)
+    assert torch.equal(found, (slopes.double().T @ x.double()).float())
+    assert found.is_contiguous()
+
+
+@given(st.integers(1, 300), sizes, sizes)
+def test_a_linear_layer_and_its_gradients_are_torchs(n: int, i: int, o: int) -> None:
+    x, weight, bias = matrix(n, i), matrix(o, i, seed=1), matrix(1, o, seed=2)[0]
+    given = matrix(n, o, seed=3)
+    ours = [each.clone().requires_grad_() for each in (x, weight, bias)]
+    theirs = [each.double().requires_grad_() for each in (x, weight, bias)]
+    found, expected = linear(*ours), F.linear(*theirs)
+    assert torch.equal(found, expected.float())
+    found.backward(given)
+    expected.backward(given.double())
+    for mine, its in zip(ours, theirs, strict=True):
+        assert mine.grad is not None
+        assert its.grad is not None
+        assert torch.equal(mine.grad, its.grad.float())
+
+
+def test_leading_dimensions_stay() -> None:
+    layer = Linear(3, 2)
+    x = torch.randn(4, 5, 3)
+    assert layer(x).shape == (4, 5, 2)
+    torch.testing.assert_close(layer(x)[2], layer(x[2]))
+
+
+def test_weights_have_the_names_that_they_have_in_torch() -> None:
+    assert Linear(3, 2).state_dict().keys() == nn.Linear(3, 2).state_dict().keys()
+
+
+def test_a_frozen_input_is_asked_for_no_gradient() -> None:
+    layer = Linear(3, 2)
+    layer(torch.randn(4, 3)).sum().backward()
+    assert layer.bias.grad is not None
+    assert layer.bias.grad.tolist() == [4, 4]
+
+
+def test_batches_of_any_size_are_served_by_a_few_kernels() -> None:
+    def filled(rows: int) -> int:
+        return len(products._filled(torch.empty(rows, 1)))
+
+    for most in (64, 1024, 4096):
+        numbers = {filled(rows) for rows in range(most // 2 + 1, most + 1)}
+        assert len(numbers) <= 16
+        assert max(numbers) == most
+    assert all(rows <= filled(rows) <= max(rows * 9 / 8, rows + 31) for rows in range(1, 5000))
+
+
+def test_under_autocast_a_layer_rounds_as_torchs_does() -> None:
+    x, layer = torch.randn(5, 8), Linear(8, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x), F.linear(x, layer.weight, layer.bias))
+        assert layer(x).dtype == torch.bfloat16
+
+
+def test_an_exporter_sees_a_linear_layer() -> None:
+    program = torch.export.export(Linear(8, 3).eval(), (torch.randn(5, 8),))
+    called = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+    assert called == ["aten.linear.default"]
+
+
+@pytest.mark.parametrize(("rows", "wide"), [(1, 64), (64, 64), (65, 128)])
+def test_a_table_is_widened_by_zeros(rows: int, wide: int) -> None:
+    table = matrix(rows, 3)
+    found = widened(table)
+    assert found.shape == (wide, 3)
+    assert torch.equal(found[:rows], table)
+    assert not found[rows:].any()
+    assert widened(table[:, 0]).shape == (wide,)
