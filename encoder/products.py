@@ -91,7 +91,8 @@ class _Linear(torch.autograd.Function):
         filled, weight_OI = ctx.saved_tensors
         full_MO = _filled(slopes_MO)
         to_x = product(full_MO, weight_OI)[: len(slopes_MO)] if ctx.needs_input_grad[0] else None
-        return to_x, slopes_of_weight(full_MO, filled), slopes_MO.sum(0)
+        to_weight = slopes_of_weight(full_MO, filled) if ctx.needs_input_grad[1] else None
+        return to_x, to_weight, slopes_MO.sum(0) if ctx.needs_input_grad[2] else None
 
 
 def _filled(x_MI: Tensor) -> Tensor:

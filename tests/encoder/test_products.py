@@ -114,11 +114,18 @@ def test_weights_have_the_names_that_they_have_in_torch() -> None:
     assert Linear(3, 2).state_dict().keys() == nn.Linear(3, 2).state_dict().keys()
 
 
-def test_a_frozen_input_is_asked_for_no_gradient() -> None:
-    layer = Linear(3, 2)
-    layer(torch.randn(4, 3)).sum().backward()
-    assert layer.bias.grad is not None
-    assert layer.bias.grad.tolist() == [4, 4]
+@pytest.mark.parametrize("frozen", ["x", "weight", "bias"])
+def test_what_is_frozen_gets_no_gradient_and_the_others_theirs(frozen: str) -> None:
+    parts = {"x": matrix(4, 3), "weight": matrix(2, 3, seed=1), "bias": matrix(1, 2, seed=2)[0]}
+    for name, part in parts.items():
+        part.requires_grad_(name != frozen)
+    linear(*parts.values()).sum().backward()
+    expected = {"bias": [4, 4], "weight": [parts["x"].sum(0).tolist()] * 2}
+    expected["x"] = [parts["weight"].sum(0).tolist()] * 4
+    for name, part in parts.items():
+        assert (None if part.grad is None else part.grad.tolist()) == (
+            None if name == frozen else expected[name]
+        )
 
 
 def test_batches_of_any_size_are_served_by_a_few_kernels() -> None:
