@@ -1,8 +1,8 @@
 """The losses, eqs. 6-10: cross-entropy of the base model and the divergence from the teachers' joined scores.
 
-Legend: T slots, C columns of the batch, V items, D width. Every loss is a mean over slots. Pure functions on tensors:
-use them in a loop of your own. `fused_loss` is the loop's hot path: the same numbers with one [T, V] matrix in memory, on a
-processor at most 28 MB of it.
+Every loss is a mean over slots. Pure functions on tensors: use them in a loop of your own. `fused_loss` is the loop's hot
+path: the same numbers with one [T, V] matrix in memory, on a processor at most 28 MB of it. Legend: T slots, b of them at a
+time, C columns of the batch, V items, W either and a few more, D width.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def fused_loss(
 
 
 class _Fused(torch.autograd.Function):
-    """Turns the logits into their own gradient in place, and multiplies it out at once: the room is free again.
+    """Turns the logits into their own gradient in place, a few slots at a time, and multiplies it out at once.
 
     What the teachers add to it concerns the batch's columns alone and stays a small matrix of its own.
     """
@@ -125,41 +125,41 @@ class _Fused(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         slots, columns = len(users_TD), len(table_VD)
         kd, ce = users_TD.new_zeros(()), users_TD.new_zeros(())
-        table_WD, g_TW = table_VD, None
+        heard_WD, g_TW = table_VD, None
         if items_C is not None and target_TC is not None:
             # a small product: columns of a large matrix lie far apart, and collecting them takes three times as long
-            table_WD = widened(table_VD.index_select(0, items_C))
-            g_TW, kd = _divergence(product(users_TD, table_WD.T), target_TC, entropy, kl)
-        wide_VD = widened(table_VD)
-        to_users, to_table_DV = torch.empty_like(users_TD), wide_VD.new_zeros(wide_VD.T.shape)
-        for where in _blocks(slots, len(wide_VD), users_TD.device):
+            heard_WD = widened(table_VD.index_select(0, items_C))
+            g_TW, kd = _divergence(product(users_TD, heard_WD.T), target_TC, entropy, kl)
+        all_WD = widened(table_VD)
+        to_users, to_table_DW = torch.empty_like(users_TD), all_WD.new_zeros(all_WD.T.shape)
+        for where in _blocks(slots, len(all_WD), users_TD.device):
             some_bD, rows_b1 = users_TD[where], rows_T[where, None]
-            room = product(some_bD, wide_VD.T)
-            room[:, columns:] = -torch.inf  # no item: its probability is nothing
-            own_bV = None
+            logits_bW = product(some_bD, all_WD.T)
+            logits_bW[:, columns:] = -torch.inf  # no item: its probability is nothing
+            own_bW = None
             if items_C is None and target_TC is not None:  # the teachers' columns are the table's
-                own_bV, part = _divergence(room, target_TC[where], entropy, kl)
-                kd += part * (len(room) / slots)
+                own_bW, part = _divergence(logits_bW, target_TC[where], entropy, kl)
+                kd += part * (len(logits_bW) / slots)
             if left_out_TV is not None:
-                room[:, :columns].masked_fill_(left_out_TV[where], -torch.inf)
-            probabilities = torch.softmax(room, dim=-1, out=room)
+                logits_bW[:, :columns].masked_fill_(left_out_TV[where], -torch.inf)
+            probabilities = torch.softmax(logits_bW, dim=-1, out=logits_bW)
             # reported only: saturates at 87 nats, the gradient does not
             at_target = probabilities.gather(1, rows_b1)
-            ce -= at_target.clamp_(min=torch.finfo(room.dtype).tiny).log_().sum() / slots
+            ce -= at_target.clamp_(min=torch.finfo(logits_bW.dtype).tiny).log_().sum() / slots
             if learns:
                 gradient = probabilities.div_(slots)
                 gradient.scatter_add_(1, rows_b1, gradient.new_full(rows_b1.shape, -1 / slots))
-                if own_bV is not None:
-                    gradient.add_(own_bV, alpha=weight / slots)
-                to_users[where] = product(gradient, wide_VD)
-                to_table_DV += product(some_bD.T, gradient)
+                if own_bW is not None:
+                    gradient.add_(own_bW, alpha=weight / slots)
+                to_users[where] = product(gradient, all_WD)
+                to_table_DW += product(some_bD.T, gradient)
         ctx.mark_non_differentiable(ce, kd)
         if learns:
-            to_table = to_table_DV[:, :columns].T.contiguous()
+            to_table = to_table_DW[:, :columns].T.contiguous()
             if g_TW is not None and items_C is not None:
                 # two small products are cheaper than a scatter into [T, V]
                 share = weight / slots
-                to_users.add_(product(g_TW, table_WD), alpha=share)
+                to_users.add_(product(g_TW, heard_WD), alpha=share)
                 heard_CD = product(users_TD.T, g_TW)[:, : len(items_C)].T
                 to_table.index_add_(0, items_C, heard_CD, alpha=share)
             ctx.save_for_backward(to_users, to_table)
