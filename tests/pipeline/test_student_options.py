@@ -309,9 +309,10 @@ def test_which_teacher_is_named_first_decides_nothing(
 def test_a_best_that_patience_kept_early_is_told_as_what_it_may_be(
     toys: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fitted("--no-distill --learning-rate 1 --patience 2 --epochs 30 --out early")
+    # nothing is learnt, so that no epoch is better than the first, whatever the machine's rounding
+    fitted("--no-distill --learning-rate 0 --patience 2 --epochs 30 --out early")
     told = json.loads(Path("early/sasrec-base/seed-0/run.json").read_bytes())
-    assert told["epochs"] == told["best_epoch"] + 3 < 6
+    assert (told["best_epoch"], told["epochs"]) == (0, 3)
     note = "so early a best may be chance; --patience 8 with another --out would tell"
     assert note in capsys.readouterr().err
     # that all epochs were trained is no chance
