@@ -1,10 +1,10 @@
 """Products of float32 matrices on the processor by oneDNN, where torch's own `mm` takes MKL.
 
 MKL leaves AVX-512 alone on processors that are not Intel's: on an AMD EPYC of family 26 oneDNN multiplies two to three times
-as fast, on others as fast or a tenth faster. Its operator takes any strides; it is the one that torch's own compiler emits, and
-where this torch lacks it, or an exporter looks on, the plain product stands in. oneDNN makes a kernel for each new shape,
-which costs half a millisecond: so this is for shapes that come back step after step, not for batches of so many tokens each.
-No gradients but `Linear`'s. Refuses nothing. Legend: M, N, K sizes of a product; I numbers in, O out.
+as fast, on others as fast or a tenth faster. Its operator takes rows or columns without gaps; it is the one that torch's own
+compiler emits, and where this torch lacks it, or an exporter looks on, the plain product stands in. oneDNN makes a kernel for
+each new shape, which costs half a millisecond: `product` is for shapes that come back, `linear` and `widened` fill up others.
+No gradients but `linear`'s. Refuses nothing. Legend: M, N, K sizes of a product; I numbers in, O out.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ __all__ = ["Linear", "has_onednn", "linear", "product", "slopes_of_weight", "wid
 
 _COLUMNS = 64
 _STEP = 32  #: rows
-_ROWS = (
-    1 << 10
-)  #: that a weight's slopes are summed over at once: what oneDNN lays out anew stays in the cache
+# of a weight's slopes, summed over at once: what oneDNN lays out anew stays in the cache
+_ROWS = 1 << 10
 
 
 def product(a_MK: Tensor, b_KN: Tensor, bias_N: Tensor | None = None) -> Tensor:
