@@ -3,12 +3,14 @@
 MKL leaves AVX-512 alone on processors that are not Intel's: on an AMD EPYC of family 26 oneDNN multiplies two to three times
 as fast, on others as fast or a tenth faster. Its operator takes rows or columns without gaps; it is the one that torch's own
 compiler emits, and where this torch lacks it, or an exporter looks on, the plain product stands in. oneDNN makes a kernel for
-each new shape, which costs half a millisecond: `product` is for shapes that come back, `linear` and `widened` fill up others.
-No gradients but `linear`'s. Refuses nothing. Legend: M, N, K sizes of a product; I numbers in, O out.
+each new shape, which costs half a millisecond and keeps a megabyte or two: `product` is for shapes that come back, `linear`,
+`filled`, `rowwise` and `widened` fill up others. `product` has no gradient. Refuses nothing.
+Legend: M, N, K sizes of a product; I numbers in, O out.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -17,7 +19,16 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-__all__ = ["Linear", "has_onednn", "linear", "product", "slopes_of_weight", "widened"]
+__all__ = [
+    "Linear",
+    "filled",
+    "has_onednn",
+    "linear",
+    "product",
+    "rowwise",
+    "slopes_of_weight",
+    "widened",
+]
 
 _COLUMNS = 64
 _STEP = 32  #: rows
@@ -57,6 +68,26 @@ def widened(table_VD: Tensor) -> Tensor:
     return F.pad(table_VD, (0, 0) * (table_VD.dim() - 1) + (0, missing)) if missing else table_VD
 
 
+def filled(x_MI: Tensor) -> Tensor:
+    """[M or more, I] with rows of zeros up to a number that comes back: at most 16 numbers between one and its double."""
+    if not _goes_to_onednn(x_MI):
+        return x_MI
+    rows = len(x_MI)
+    step = max(_STEP, 1 << max(0, (rows - 1).bit_length() - 4))
+    return _lengthened(x_MI, rows + -rows % step)
+
+
+def rowwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """[..., O] what `function` makes of each row of [..., I], layers and activations, without dropout.
+
+    torch's GELU is oneDNN's too, a kernel and a megabyte or two for each number of rows: so it sees filled ones.
+    """
+    if not _goes_to_onednn(x):
+        return function(x)
+    rows = x.flatten(0, -2)
+    return function(filled(rows))[: len(rows)].view(*x.shape[:-1], -1)
+
+
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
     """[..., O] of [..., I] as `F.linear`, with a way back; as many rows as a batch has tokens.
 
@@ -79,26 +110,24 @@ class Linear(nn.Linear):
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
-        filled = _filled(x_MI)
-        ctx.save_for_backward(filled, weight_OI)
-        return product(filled, weight_OI.T, bias_O.detach())[: len(x_MI)]
+        rows_MI = filled(x_MI)
+        ctx.save_for_backward(rows_MI, weight_OI)
+        return product(rows_MI, weight_OI.T, bias_O.detach())[: len(x_MI)]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         (slopes_MO,) = slopes
-        filled, weight_OI = ctx.saved_tensors
-        full_MO = _filled(slopes_MO)
+        rows_MI, weight_OI = ctx.saved_tensors
+        full_MO = _lengthened(slopes_MO, len(rows_MI))
         to_x = product(full_MO, weight_OI)[: len(slopes_MO)] if ctx.needs_input_grad[0] else None
-        to_weight = slopes_of_weight(full_MO, filled) if ctx.needs_input_grad[1] else None
+        to_weight = slopes_of_weight(full_MO, rows_MI) if ctx.needs_input_grad[1] else None
         return to_x, to_weight, slopes_MO.sum(0) if ctx.needs_input_grad[2] else None
 
 
-def _filled(x_MI: Tensor) -> Tensor:
-    """With rows of zeros up to a number that comes back: at most 16 numbers between one and its double."""
-    rows = len(x_MI)
-    step = max(_STEP, 1 << max(0, (rows - 1).bit_length() - 4))
-    return F.pad(x_MI, (0, 0, 0, -rows % step)) if rows % step else x_MI.contiguous()
+def _lengthened(x_MI: Tensor, rows: int) -> Tensor:
+    missing = rows - len(x_MI)
+    return F.pad(x_MI, (0, 0, 0, missing)) if missing else x_MI.contiguous()
 
 
 def _dense(x: Tensor) -> bool:

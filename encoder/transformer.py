@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from encoder.dropout import Dropout, dropout
 from encoder.packed import Packed, Tiles
-from encoder.products import Linear, linear
+from encoder.products import Linear, linear, rowwise
 
 __all__ = ["CausalTransformer"]
 
@@ -130,6 +130,9 @@ class _FeedForward(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        hidden = self.dense_2(F.gelu(self.dense_1(x_ND)))
-        out: Tensor = self.LayerNorm(self.dropout(hidden) + x_ND)
+        out: Tensor = self.LayerNorm(self.dropout(rowwise(self._hidden, x_ND)) + x_ND)
+        return out
+
+    def _hidden(self, x_ND: Tensor) -> Tensor:
+        out: Tensor = self.dense_2(F.gelu(self.dense_1(x_ND)))
         return out

@@ -24,6 +24,7 @@ from cache.dataset import Dataset
 from encoder.dropout import Dropout
 from encoder.packed import Packed
 from encoder.padded import laid_out, lengths_of
+from encoder.products import rowwise
 from encoder.transformer import CausalTransformer
 from student.losses import dot_products, fused_loss
 from student.protocol import Asked
@@ -126,7 +127,7 @@ class BERT4Rec(nn.Module):
         """[B or M, D + 1] at the places that `layout.last` names."""
         x_ND = self.item_embedding(layout.items) + self.position_embedding(layout.positions)
         states = self.trm_encoder(self.dropout(self.LayerNorm(x_ND)), layout, True)
-        out: Tensor = self.output_ln(F.gelu(self.output_ffn(states)))
+        out: Tensor = self.output_ln(rowwise(F.gelu, self.output_ffn(states)))
         return torch.cat([out, torch.ones_like(out[:, :1])], dim=1)
 
 

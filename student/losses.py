@@ -2,7 +2,7 @@
 
 Every loss is a mean over slots. Pure functions on tensors: use them in a loop of your own. `fused_loss` is the loop's hot
 path: the same numbers with one [T, V] matrix in memory, on a processor at most 28 MB of it. Legend: T slots, b of them at a
-time, C columns of the batch, V items, W either and a few more, D width.
+time, f with rows of zeros, C columns of the batch, V items, W either and a few more, D width.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from encoder.products import product, widened
+from encoder.products import filled, product, widened
 
 __all__ = ["Direction", "cross_entropy", "distillation_loss", "dot_products", "fused_loss"]
 
@@ -129,12 +129,14 @@ class _Fused(torch.autograd.Function):
         if items_C is not None and target_TC is not None:
             # a small product: columns of a large matrix lie far apart, and collecting them takes three times as long
             heard_WD = widened(table_VD.index_select(0, items_C))
-            g_TW, kd = _divergence(product(users_TD, heard_WD.T), target_TC, entropy, kl)
+            logits_TW = product(filled(users_TD), heard_WD.T)[:slots]
+            g_TW, kd = _divergence(logits_TW, target_TC, entropy, kl)
         all_WD = widened(table_VD)
         to_users, to_table_DW = torch.empty_like(users_TD), all_WD.new_zeros(all_WD.T.shape)
         for where in _blocks(slots, len(all_WD), users_TD.device):
-            some_bD, rows_b1 = users_TD[where], rows_T[where, None]
-            logits_bW = product(some_bD, all_WD.T)
+            some_fD, rows_b1 = filled(users_TD[where]), rows_T[where, None]
+            logits_fW = product(some_fD, all_WD.T)
+            logits_bW = logits_fW[: len(rows_b1)]
             logits_bW[:, columns:] = -torch.inf  # no item: its probability is nothing
             own_bW = None
             if items_C is None and target_TC is not None:  # the teachers' columns are the table's
@@ -151,16 +153,18 @@ class _Fused(torch.autograd.Function):
                 gradient.scatter_add_(1, rows_b1, gradient.new_full(rows_b1.shape, -1 / slots))
                 if own_bW is not None:
                     gradient.add_(own_bW, alpha=weight / slots)
-                to_users[where] = product(gradient, all_WD)
-                to_table_DW += product(some_bD.T, gradient)
+                logits_fW[len(rows_b1) :] = 0
+                to_users[where] = product(logits_fW, all_WD)[: len(rows_b1)]
+                to_table_DW += product(some_fD.T, logits_fW)
         ctx.mark_non_differentiable(ce, kd)
         if learns:
             to_table = to_table_DW[:, :columns].T.contiguous()
             if g_TW is not None and items_C is not None:
                 # two small products are cheaper than a scatter into [T, V]
                 share = weight / slots
-                to_users.add_(product(g_TW, heard_WD), alpha=share)
-                heard_CD = product(users_TD.T, g_TW)[:, : len(items_C)].T
+                g_fW = filled(g_TW)
+                to_users.add_(product(g_fW, heard_WD)[:slots], alpha=share)
+                heard_CD = product(filled(users_TD).T, g_fW)[:, : len(items_C)].T
                 to_table.index_add_(0, items_C, heard_CD, alpha=share)
             ctx.save_for_backward(to_users, to_table)
         return ce + weight * kd, ce, kd

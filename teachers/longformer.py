@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoder.dropout import Dropout, dropout
+from encoder.products import rowwise
 from teachers.ragged import Ragged
 
 __all__ = ["Block", "Longformer", "windows"]
@@ -87,7 +88,7 @@ class _Inner(nn.Module):
         self.dense = nn.Linear(hidden, inner)
 
     def forward(self, x_ND: Tensor) -> Tensor:
-        return F.gelu(self.dense(x_ND))
+        return rowwise(F.gelu, self.dense(x_ND))
 
 
 class _Residual(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from encoder.products import has_onednn
+from encoder.products import filled, has_onednn
 
 __all__ = ["PackedLinear"]
 
@@ -46,6 +46,6 @@ class PackedLinear:
         if not self._packed:
             return F.linear(x_NI, self._weight, self._bias)
         out: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x_NI, self._weight, self._bias, then, [], "none"
+            filled(x_NI), self._weight, self._bias, then, [], "none"
         )
-        return out
+        return out[: len(x_NI)]

@@ -23,6 +23,7 @@ from cache.dataset import Ints
 from cache.errors import UsageError
 from encoder.dropout import Dropout
 from encoder.packed import sent
+from encoder.products import rowwise
 from teachers.frozen_longformer import FrozenLongformer
 from teachers.longformer import Longformer
 from teachers.ragged import Ragged
@@ -216,7 +217,7 @@ class _WordHead(nn.Module):
         self.bias = self.decoder.bias
 
     def forward(self, states_MD: Tensor) -> Tensor:
-        out: Tensor = self.decoder(self.layer_norm(F.gelu(self.dense(states_MD))))
+        out: Tensor = self.decoder(self.layer_norm(rowwise(F.gelu, self.dense(states_MD))))
         return out
 
 

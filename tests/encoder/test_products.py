@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from encoder import products
-from encoder.products import Linear, linear, product, slopes_of_weight, widened
+from encoder.products import Linear, filled, linear, product, rowwise, slopes_of_weight, widened
 
 sizes = st.integers(1, 70)
 ways = st.tuples(st.booleans(), st.booleans())
@@ -129,14 +131,51 @@ def test_what_is_frozen_gets_no_gradient_and_the_others_theirs(frozen: str) -> N
 
 
 def test_batches_of_any_size_are_served_by_a_few_kernels() -> None:
-    def filled(rows: int) -> int:
-        return len(products._filled(torch.empty(rows, 1)))
+    def number(rows: int) -> int:
+        return len(filled(torch.empty(rows, 1)))
 
     for most in (64, 1024, 4096):
-        numbers = {filled(rows) for rows in range(most // 2 + 1, most + 1)}
+        numbers = {number(rows) for rows in range(most // 2 + 1, most + 1)}
         assert len(numbers) <= 16
         assert max(numbers) == most
-    assert all(rows <= filled(rows) <= max(rows * 9 / 8, rows + 31) for rows in range(1, 5000))
+    assert all(rows <= number(rows) <= max(rows * 9 / 8, rows + 31) for rows in range(1, 5000))
+
+
+def test_rows_are_filled_by_zeros_where_onednn_multiplies_and_nowhere_else() -> None:
+    x = matrix(33, 3)
+    assert torch.equal(filled(x), torch.cat([x, torch.zeros(31, 3)]))
+    for other in (x.double(), torch.empty(0, 3)):
+        assert filled(other) is other
+
+
+@pytest.mark.usefixtures("without_onednn")
+def test_without_onednn_rows_stay_as_they_are() -> None:
+    x = matrix(33, 3)
+    assert filled(x) is x
+    assert rowwise(lambda some: some, x) is x
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=3), sizes, sizes)
+def test_what_is_done_row_by_row_hangs_on_no_row_that_was_filled_up(
+    leading: list[int], i: int, o: int
+) -> None:
+    """One added to a row of zeros is no row of zeros: it must neither come out nor reach a gradient."""
+    x = matrix(math.prod(leading), i).view(*leading, i)
+    weight, given = matrix(o, i, seed=1), matrix(math.prod(leading), o, seed=2).view(*leading, o)
+
+    def function(some: Tensor, by: Tensor) -> Tensor:
+        return F.relu(some + 1) @ by.T
+
+    ours = [each.clone().requires_grad_() for each in (x, weight)]
+    theirs = [each.double().requires_grad_() for each in (x, weight)]
+    found, expected = rowwise(lambda some: function(some, ours[1]), ours[0]), function(*theirs)
+    assert torch.equal(found, expected.float())
+    found.backward(given)
+    expected.backward(given.double())
+    for mine, its in zip(ours, theirs, strict=True):
+        assert mine.grad is not None
+        assert its.grad is not None
+        assert torch.equal(mine.grad, its.grad.float())
 
 
 def test_under_autocast_a_layer_rounds_as_torchs_does() -> None:
