@@ -129,15 +129,17 @@ class _Fused(torch.autograd.Function):
         if items_C is not None and target_TC is not None:
             # a small product: columns of a large matrix lie far apart, and collecting them takes three times as long
             heard_WD = widened(table_VD.index_select(0, items_C))
-            logits_TW = product(filled(users_TD), heard_WD.T)[:slots]
+            logits_TW = product(filled(users_TD), heard_WD.T, _no_item(heard_WD, len(items_C)))[
+                :slots
+            ]
             g_TW, kd = _divergence(logits_TW, target_TC, entropy, kl)
         all_WD = widened(table_VD)
+        no_item_W = _no_item(all_WD, columns)
         to_users, to_table_DW = torch.empty_like(users_TD), all_WD.new_zeros(all_WD.T.shape)
         for where in _blocks(slots, len(all_WD), users_TD.device):
             some_fD, rows_b1 = filled(users_TD[where]), rows_T[where, None]
-            logits_fW = product(some_fD, all_WD.T)
+            logits_fW = product(some_fD, all_WD.T, no_item_W)
             logits_bW = logits_fW[: len(rows_b1)]
-            logits_bW[:, columns:] = -torch.inf  # no item: its probability is nothing
             own_bW = None
             if items_C is None and target_TC is not None:  # the teachers' columns are the table's
                 own_bW, part = _divergence(logits_bW, target_TC[where], entropy, kl)
@@ -184,15 +186,19 @@ def _blocks(slots: int, columns: int, device: torch.device) -> Iterator[slice]:
         yield slice(start, start + rows)
 
 
+def _no_item(table_WD: Tensor, columns: int) -> Tensor:
+    """[W] what makes the probability of a column beyond the items nothing, added to logits."""
+    return F.pad(table_WD.new_zeros(columns), (0, len(table_WD) - columns), value=-torch.inf)
+
+
 def _divergence(
     logits_TW: Tensor, target_TC: Tensor, entropy: float, kl: Direction
 ) -> tuple[Tensor, Tensor]:
     """[T, W] the gradient of each slot's divergence with respect to its logits, nothing beyond C; and their mean.
 
-    What lies beyond C in `logits_TW` is written over: it belongs to no item.
+    What lies beyond C in `logits_TW` is -inf: it belongs to no item.
     """
     slots, columns = target_TC.shape
-    logits_TW[:, columns:] = -torch.inf
     p_TW = torch.softmax(logits_TW, dim=-1)
     p_TC, logits_TC = p_TW[:, :columns], logits_TW[:, :columns]
     # log p = logits - shift; taken from the likeliest item, whose probability cannot underflow
@@ -202,6 +208,6 @@ def _divergence(
         each_T1 = (p_TC * gap_TC).sum(dim=-1, keepdim=True)
         p_TC.mul_(gap_TC.sub_(each_T1))
         return p_TW, each_T1.mean()
-    crossed = torch.dot(target_TC.flatten(), logits_TC.reshape(-1)) - shift_T1.sum()
+    crossed = (target_TC * logits_TC).sum() - shift_T1.sum()
     p_TC.sub_(target_TC)
     return p_TW, -crossed / slots - entropy
