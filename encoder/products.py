@@ -70,7 +70,7 @@ def widened(table_VD: Tensor) -> Tensor:
 
 def filled(x_MI: Tensor) -> Tensor:
     """[M or more, I] with rows of zeros up to a number that comes back: at most 16 numbers between one and its double."""
-    if not _goes_to_onednn(x_MI):
+    if not _meets_onednn(x_MI):
         return x_MI
     rows = len(x_MI)
     step = max(_STEP, 1 << max(0, (rows - 1).bit_length() - 4))
@@ -80,9 +80,9 @@ def filled(x_MI: Tensor) -> Tensor:
 def rowwise(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """[..., O] what `function` makes of each row of [..., I], layers and activations, without dropout.
 
-    torch's GELU is oneDNN's too, a kernel and a megabyte or two for each number of rows: so it sees filled ones.
+    torch's GELU is oneDNN's too, and its products of bfloat16 are: a kernel and a megabyte or more for each number of rows.
     """
-    if not _goes_to_onednn(x):
+    if not _meets_onednn(x):
         return function(x)
     rows = x.flatten(0, -2)
     return function(filled(rows))[: len(rows)].view(*x.shape[:-1], -1)
@@ -94,7 +94,7 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor) -> Tensor:
     Rows are filled up to one of a few numbers, so that a kernel made once serves most batches.
     """
     if not _goes_to_onednn(x) or torch.is_autocast_enabled("cpu"):
-        return F.linear(x, weight_OI, bias_O)
+        return rowwise(lambda rows: F.linear(rows, weight_OI, bias_O), x)
     found: Tensor = _Linear.apply(x.flatten(0, -2), weight_OI, bias_O)  # type: ignore[no-untyped-call]
     return found.view(*x.shape[:-1], -1)
 
@@ -135,8 +135,13 @@ def _dense(x: Tensor) -> bool:
 
 
 def _goes_to_onednn(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and _meets_onednn(x)
+
+
+def _meets_onednn(x: Tensor) -> bool:
+    """Whether torch takes it there by itself, in some of its operations."""
     return (
-        x.dtype == torch.float32
+        x.dtype in (torch.float32, torch.bfloat16)
         and x.device.type == "cpu"
         and x.numel() > 0
         and has_onednn()

@@ -34,6 +34,21 @@ for tokens in range(962, 1025):  # filled up to 1,024, and what is asked to 512
     print("step", flush=True)
 """
 
+HALF = """
+import torch
+from torch.nn import functional as F
+from encoder.products import Linear, rowwise
+
+inner, outer = Linear(48, 64), Linear(64, 48)
+x = torch.randn(512, 48, requires_grad=True)
+for rows in range(481, 513):
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = rowwise(F.gelu, inner(x[:rows]))
+        out = outer(hidden)
+    out.float().sum().backward()
+    print("step", flush=True)
+"""
+
 TEACHER = """
 import torch
 from teachers.packed_linear import PackedLinear
@@ -48,7 +63,7 @@ for rows in range(481, 513):
 
 
 @pytest.mark.skipif(not has_onednn(), reason="this torch has no oneDNN")
-@pytest.mark.parametrize(("program", "steps"), [(TRAINING, 63), (TEACHER, 32)])
+@pytest.mark.parametrize(("program", "steps"), [(TRAINING, 63), (HALF, 32), (TEACHER, 32)])
 def test_batches_of_other_sizes_make_no_kernels(program: str, steps: int) -> None:
     told = subprocess.run(
         [sys.executable, "-c", program],
