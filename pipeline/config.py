@@ -130,7 +130,8 @@ def tuned_folder(teacher: str, store: Path) -> Path:
     named = Path(teacher)
     if (named / "config.json").is_file():
         return named
-    folder = Path("tuned") / store.resolve().name / teacher
+    is_path = len(named.parts) > 1
+    folder = named if is_path else Path("tuned") / store.resolve().name / teacher
     if not (folder / "config.json").is_file():
         there = sorted(path.parent.name for path in folder.parent.glob("*/config.json"))
         remedy = (

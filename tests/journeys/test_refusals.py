@@ -101,6 +101,7 @@ def sound(road: Road, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (f"kd-teacher pretrain unisrec --data nosuch {NEW}", STORE, "nosuch: the dataset part"),
         ("kd-teacher evaluate nosuch", USAGE, "[teacher.missing]"),
         ("kd-teacher evaluate unisrec --data nosuch", USAGE, "no tuned teacher in tuned/nosuch"),
+        ("kd-teacher evaluate way/nosuch", USAGE, "no tuned teacher in way/nosuch; run"),
         (f"kd-teacher import nosuch.pth {NEW}", INPUT, "nosuch.pth: "),
         (f"kd-teacher import bad.pth {NEW}", INPUT, "bad.pth: "),
         ("kd-teacher import bad.pth --out tuned/toys/unisrec", USAGE, "[teacher.exists]"),
