@@ -27,6 +27,12 @@ def matrix(rows: int, columns: int, *, across: bool = False, seed: int = 0) -> T
 
 
 @pytest.fixture
+def with_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if it were there; for what asks no more of it."""
+    monkeypatch.setattr(products, "has_onednn", lambda: True)
+
+
+@pytest.fixture
 def without_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "has_onednn", lambda: False)
 
@@ -130,6 +136,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_others_theirs(frozen: str) -> N
         )
 
 
+@pytest.mark.usefixtures("with_onednn")
 def test_batches_of_any_size_are_served_by_a_few_kernels() -> None:
     def number(rows: int) -> int:
         return len(filled(torch.empty(rows, 1)))
@@ -141,6 +148,7 @@ def test_batches_of_any_size_are_served_by_a_few_kernels() -> None:
     assert all(rows <= number(rows) <= max(rows * 9 / 8, rows + 31) for rows in range(1, 5000))
 
 
+@pytest.mark.usefixtures("with_onednn")
 def test_rows_are_filled_by_zeros_where_onednn_multiplies_and_nowhere_else() -> None:
     x = matrix(33, 3)
     assert torch.equal(filled(x), torch.cat([x, torch.zeros(31, 3)]))
