@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -24,6 +25,25 @@ def matrix(rows: int, columns: int, *, across: bool = False, seed: int = 0) -> T
     shape = (columns, rows) if across else (rows, columns)
     found = torch.randint(-8, 9, shape, generator=noise).float()
     return found.T if across else found
+
+
+def assert_the_same(
+    ours: Callable[..., Tensor],
+    theirs: Callable[..., Tensor],
+    inputs: tuple[Tensor, ...],
+    slopes: Tensor,
+) -> None:
+    """Both give the same numbers and the same gradient to each input; theirs is asked in float64."""
+    singles = [each.clone().requires_grad_() for each in inputs]
+    doubles = [each.double().requires_grad_() for each in inputs]
+    found, expected = ours(*singles), theirs(*doubles)
+    assert torch.equal(found, expected.float())
+    found.backward(slopes)
+    expected.backward(slopes.double())
+    for mine, its in zip(singles, doubles, strict=True):
+        assert mine.grad is not None
+        assert its.grad is not None
+        assert torch.equal(mine.grad, its.grad.float())
 
 
 @pytest.fixture
@@ -99,16 +119,7 @@ def test_a_weights_slopes_are_summed_over_all_rows(rows: int, widths: tuple[int,
 def test_a_linear_layer_and_its_gradients_are_torchs(n: int, i: int, o: int) -> None:
     x, weight, bias = matrix(n, i), matrix(o, i, seed=1), matrix(1, o, seed=2)[0]
     given = matrix(n, o, seed=3)
-    ours = [each.clone().requires_grad_() for each in (x, weight, bias)]
-    theirs = [each.double().requires_grad_() for each in (x, weight, bias)]
-    found, expected = linear(*ours), F.linear(*theirs)
-    assert torch.equal(found, expected.float())
-    found.backward(given)
-    expected.backward(given.double())
-    for mine, its in zip(ours, theirs, strict=True):
-        assert mine.grad is not None
-        assert its.grad is not None
-        assert torch.equal(mine.grad, its.grad.float())
+    assert_the_same(linear, F.linear, (x, weight, bias), given)
 
 
 def test_leading_dimensions_stay() -> None:
@@ -174,16 +185,10 @@ def test_what_is_done_row_by_row_hangs_on_no_row_that_was_filled_up(
     def function(some: Tensor, by: Tensor) -> Tensor:
         return F.relu(some + 1) @ by.T
 
-    ours = [each.clone().requires_grad_() for each in (x, weight)]
-    theirs = [each.double().requires_grad_() for each in (x, weight)]
-    found, expected = rowwise(lambda some: function(some, ours[1]), ours[0]), function(*theirs)
-    assert torch.equal(found, expected.float())
-    found.backward(given)
-    expected.backward(given.double())
-    for mine, its in zip(ours, theirs, strict=True):
-        assert mine.grad is not None
-        assert its.grad is not None
-        assert torch.equal(mine.grad, its.grad.float())
+    def by_rows(some: Tensor, by: Tensor) -> Tensor:
+        return rowwise(lambda rows: function(rows, by), some)
+
+    assert_the_same(by_rows, function, (x, weight), given)
 
 
 def test_under_autocast_a_layer_rounds_as_torchs_does() -> None:
