@@ -91,7 +91,9 @@ def _learnt(identity: Mapping[str, Any]) -> str:
     """From whom it learnt, and how."""
     names, staged = _sets(identity), identity.get("train.curriculum")
     if kind_of(identity) == "hetcomp":
-        whom = f"the rankings of {_list(without_checkpoints(names))} and of their checkpoints"
+        teachers = without_checkpoints(names)
+        whose = "its" if len(teachers) == 1 else "their"
+        whom = f"the rankings of {_list(teachers)} and of {whose} checkpoints"
         return f"{whom} by {'curriculum-scheduled ' if staged else ''}distillation (HetComp)"
     way = (
         "by curriculum-scheduled distillation" if staged else "by distillation without a curriculum"

@@ -316,10 +316,10 @@ def tune_command(
     store = Path("cache") / where.resolve().name
     if not store.is_dir():
         console.hint(f"kd-cache plan --data {where}")
-    elif out is None:
-        console.hint(f"kd-cache build --teacher {teacher} --cache {store}")
     else:
-        console.hint(f"kd-cache build --teacher {folder} --cache {store}")
+        kept = " --keep factors" if keep_trajectory else ""  # what HetComp learns from
+        asked = teacher if out is None else folder
+        console.hint(f"kd-cache build --teacher {asked}{kept} --cache {store}")
 
 
 @app.command(short_help="Judge a tuned teacher by ranking all items.")

@@ -20,7 +20,11 @@ def test_a_teachers_way_is_kept_asked_and_distilled(home: Path) -> None:
     assert "cache/toys: keeps no checkpoints of unisrec (such as unisrec@1)" in without.err
     assert len(without.lines) == 1
 
-    told = cells(quick(home, TUNE).out)
+    tuned = quick(home, TUNE)
+    told = cells(tuned.out)
+    assert tuned.lines[-1] == (
+        "next: kd-cache build --teacher way/unisrec --keep factors --cache cache/toys"
+    )
     assert [row[:2] for row in told[-2:]] == [["unisrec@1", "1"], ["unisrec@2", "2"]]
     way = tree(home / "way")
     assert cells(quick(home, TUNE).out)[-2:] == told[-2:]

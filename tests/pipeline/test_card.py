@@ -125,7 +125,7 @@ def test_a_hetcomp_run_says_so_and_has_its_base_beside(
         text = card(run)
         assert text.startswith("# GRU4Rec, hetcomp\n")
         scheduled = "curriculum-scheduled " if staged else ""
-        wanted = f"the rankings of t and of their checkpoints by {scheduled}distillation (HetComp);"
+        wanted = f"the rankings of t and of its checkpoints by {scheduled}distillation (HetComp);"
         assert f"Learnt from {wanted}" in text
         assert "CKD-MDSR" not in text
         assert (base_beside(run) is not None) == (not staged)
