@@ -149,8 +149,10 @@ def test_an_empty_state_dict_lacks_every_key(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_there_or_is_a_folder(tmp_path: Path) -> None:
-    assert "No such file" in refused(tmp_path / "none.pth", "weights.unreadable")
-    assert "Is a directory" in refused(tmp_path, "weights.unreadable")
+    for path, why in ((tmp_path / "none.pth", "No such file"), (tmp_path, "Is a directory")):
+        said = refused(path, "weights.unreadable")
+        assert why in said
+        assert said.endswith("check the path.")
 
 
 def test_big_endian_numbers_are_refused(tmp_path: Path) -> None:
