@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,13 @@ def load_checkpoint(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
+    *,
+    free: Collection[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Put `model` and `optimizer` where the run stood; returns (state, best weights).
+
+    Args:
+        free: names in which the identities may differ.
 
     Raises:
         StoreError: ``checkpoint.foreign`` when it belongs to another run, naming what differs; ``checkpoint.damaged``.
@@ -112,8 +117,11 @@ def load_checkpoint(
     tensors, card = load_weights(path)
     if not {"identity", "state"} <= card.keys():
         raise _damaged(path, "holds weights, not an unfinished run")
-    found = card["identity"]
-    if odd := difference(found, identity):
+    found, wanted = (
+        {key: value for key, value in one.items() if key not in free}
+        for one in (card["identity"], identity)
+    )
+    if odd := difference(found, wanted):
         key, there, here = odd
         raise StoreError(
             f"{path}: belongs to a run with {key} {there}, this one has "

@@ -30,10 +30,11 @@ from cache.paths import trajectory, without_checkpoints
 from cache.plan import Plan
 from cache.scores import ScoreReader
 from cache.store import Store
-from encoder.checkpoint import load_checkpoint, save_checkpoint
+from encoder.checkpoint import save_checkpoint
 from pipeline.evaluate import rank_student
 from pipeline.memory import give_back
 from pipeline.metrics import metrics_of_ranks
+from pipeline.resume import resumed
 from pipeline.runs import CHECKPOINT, RECORD, Run, finished_run, seal_run
 from pipeline.sets import only_trainer
 from pipeline.two_domains import with_source
@@ -87,8 +88,8 @@ def fit(
 
     Raises:
         StoreError: ``run.foreign`` or ``checkpoint.foreign`` for a run of other settings, naming what differs;
-            ``run.damaged``, ``checkpoint.damaged``; a score set that is damaged; ``train.busy`` where another process
-            trains this very run.
+            ``checkpoint.further``; ``run.damaged``, ``checkpoint.damaged``; a score set that is damaged;
+            ``train.busy`` where another process trains this very run.
         DiskError: the folder cannot be written to.
         UsageError: ``student.unknown``, ``student.bad_plugin``; a source that is missing or means nothing;
             ``fit.nothing_held_out`` where nobody has the three interactions that a validation takes.
@@ -152,7 +153,7 @@ def _trained(
     optimizer = make_optimizer(model, settings)
     state = RunState()
     if checkpoint.is_file():
-        state = RunState.of(*load_checkpoint(checkpoint, model, optimizer, identity))
+        state = resumed(checkpoint, model, optimizer, identity, settings, plan)
 
     def ranks(part: Any) -> NDArray[np.int64]:
         model.eval()
@@ -225,7 +226,8 @@ def check_runs(
     """Refuse before the first of several runs what :func:`fit` would refuse after it.
 
     Raises:
-        StoreError: ``run.foreign``, ``checkpoint.foreign``, ``run.damaged``, ``checkpoint.damaged``.
+        StoreError: ``run.foreign``, ``checkpoint.foreign``, ``checkpoint.further``, ``run.damaged``,
+            ``checkpoint.damaged``.
         UsageError: what the student cannot follow.
     """
     kind = find_student(student)
@@ -240,7 +242,8 @@ def check_runs(
             model = kind.make(config, store.dataset)
         check_settings(model, settings)
         if (folder / CHECKPOINT).is_file():
-            load_checkpoint(folder / CHECKPOINT, model, make_optimizer(model, settings), identity)
+            optimizer = make_optimizer(model, settings)
+            resumed(folder / CHECKPOINT, model, optimizer, identity, settings, store.plan)
 
 
 def _whole(kind: StudentKind, config: Any, dataset: Dataset, source: Dataset | None) -> Any:
