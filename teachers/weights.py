@@ -86,10 +86,9 @@ def read_state_dict(
             return {key: _numbers(archive, root, one) for key, one in state.items()}
     except CkdError:
         raise
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         raise InputError(
-            f"{path}: cannot be read ({error.strerror or _plain(str(error))}); a .pth file saved by torch.save was "
-            "expected, check the path.",
+            f"{path}: cannot be read ({error.strerror}); a .pth file saved by torch.save was expected, check the path.",
             code="weights.unreadable",
         ) from error
     except Exception as error:  # whatever a damaged or hostile file provokes is one sentence
