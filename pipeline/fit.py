@@ -1,7 +1,7 @@
 """STAGE TWO: train students from a store, no teacher at hand, and judge them.
 
     runs/toys/sasrec-distilled/seed-0/                a run, see runs.py
-    runs/toys/sasrec-distilled/seed-0.times.jsonl     a line an epoch: what a clock said, beside the run, never inside
+    runs/toys/sasrec-distilled/seed-0.times.jsonl     a line an epoch: what a clock said, see times.py
 
 A finished run is never trained again; an unfinished one goes on from its checkpoint. A run is identified by its settings
 and by the digests of dataset, plan and score sets: what differs is refused by name.
@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cache.atomic import append_line, check_writable, sweep
+from cache.atomic import check_writable, sweep
 from cache.dataset import Dataset
 from cache.digest import canonical_json
 from cache.errors import UsageError
@@ -37,6 +37,7 @@ from pipeline.metrics import metrics_of_ranks
 from pipeline.resume import resumed
 from pipeline.runs import CHECKPOINT, RECORD, Run, finished_run, seal_run
 from pipeline.sets import only_trainer
+from pipeline.times import Times
 from pipeline.two_domains import with_source
 from student.hetcomp import HetCompSettings
 from student.loop import check_settings, make_optimizer, train
@@ -48,7 +49,7 @@ from student.targets import JoinSettings
 __all__ = ["Wanted", "Watch", "check_runs", "fit"]
 
 Watch = Callable[[RunState, float], None]
-"""watch(state after an epoch, instances a second in it)."""
+"""watch(state after an epoch, instances a second in its steps)."""
 
 Wanted = tuple[Path, Sequence[ScoreReader | FactorReader], TrainSettings]
 """A run that is to be: its folder, its teachers' sets, its settings."""
@@ -159,22 +160,22 @@ def _trained(
         model.eval()
         return rank_student(model, dataset, dataset.held_out(part), device=device)
 
-    began = gave_back = time.perf_counter()
+    times = Times(folder.with_name(f"{folder.name}.times.jsonl"))
+    gave_back = time.perf_counter()
+
+    def validate() -> float:
+        times.validate()
+        return metrics_of_ranks(ranks("valid"))["ndcg@10"]
 
     def on_epoch(now: RunState) -> None:
-        nonlocal began, gave_back
-        last = now.history[-1]
-        seconds = time.perf_counter() - began
-        rate = last.instances / seconds
+        nonlocal gave_back
+        rate = times.end(now.history[-1])
         save_checkpoint(checkpoint, model, optimizer, now.tensors(), now.to_json(), identity)
-        told = {"epoch": last.epoch + 1, "stage": last.stage, "instances": last.instances}
-        spent = {"seconds": round(seconds, 3), "instances_per_second": round(rate, 1)}
-        append_line(_times(folder), json.dumps(told | spent).encode())
         watch(now, rate)
-        began = time.perf_counter()
-        if began - gave_back > _GIVE_BACK_AFTER:
+        if time.perf_counter() - gave_back > _GIVE_BACK_AFTER:
             give_back()
-            gave_back = began
+            gave_back = time.perf_counter()
+        times.begin()
 
     state = train(
         model,
@@ -182,7 +183,7 @@ def _trained(
         plan,
         readers,
         settings,
-        validate=lambda: metrics_of_ranks(ranks("valid"))["ndcg@10"],
+        validate=validate,
         state=state,
         optimizer=optimizer,
         on_epoch=on_epoch,
@@ -262,11 +263,6 @@ def _told(reader: ScoreReader | FactorReader) -> dict[str, Any]:
         for key in ("teacher", "teacher_digest", "quality", "tau")
         if key in settings
     }
-
-
-def _times(folder: Path) -> Path:
-    """Beside the run: the same run ends in the same bytes, however long it took."""
-    return folder.with_name(f"{folder.name}.times.jsonl")
 
 
 def _identity(
