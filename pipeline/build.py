@@ -268,8 +268,7 @@ def _encode(
     tell("items", dataset.num_items, dataset.num_items)
     if crew is not None:
         crew.lead(kept.part, "histories", block_units(kept), tell)
-    for done in kept.encode():
-        tell("histories", done, plan.num_instances)
+    kept.encode(lambda done: tell("histories", done, plan.num_instances))
     return items_VD
 
 

@@ -211,8 +211,8 @@ class _Work:
         """Have every new item that is needed and every new history encoded."""
         self._encode_items()
         if self.teacher.factorises:
-            for done in self.kept.encode():
-                self.tell("histories", done - self.first, self.plan.num_instances - self.first)
+            count = self.plan.num_instances - self.first
+            self.kept.encode(lambda done: self.tell("histories", done - self.first, count))
 
     def items(self, rows: NDArray[Any]) -> NDArray[np.float32]:
         """[n, D] vectors of items: kept ones of the old store, or the teacher's."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import io
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,14 +85,14 @@ class Kept:
             self._keep(name, vectors, count, 0)
         return load_vectors(self.part.work / name)
 
-    def encode(self) -> Iterator[int]:
-        """Encode the blocks of instances that are not there yet; yields how many instances are done."""
+    def encode(self, tell: Callable[[int], None]) -> None:
+        """Encode the blocks that are not there yet; `tell` hears how many instances lie behind, those before `first` too."""
         if self._encoded:
             return
         for name, block in self.blocks():
             if not self.part.journal.whole(name):
-                self.encode_block(name, block)
-            yield block.stop
+                self.encode_block(name, block, tell)
+            tell(block.stop)
         self._encoded = True
 
     def blocks(self) -> Iterator[tuple[str, slice]]:
@@ -102,13 +102,21 @@ class Kept:
             block = slice(first, min(first + self._block_size, last))
             yield self._name((first - self._first) // self._block_size), block
 
-    def encode_block(self, name: str, block: slice) -> None:
-        """Encode one of :meth:`blocks`."""
-        plan = self._plan
-        vectors_ND = self._teacher.encode_histories(
-            self._dataset, plan.instance_users[block], plan.instance_ends[block]
-        )
-        self._keep(name, vectors_ND, block.stop - block.start, block.start)
+    def encode_block(
+        self, name: str, block: slice, tell: Callable[[int], None] | None = None
+    ) -> None:
+        """Encode one of :meth:`blocks`; where the teacher offers it, `tell` hears of its parts too."""
+        from teachers.protocol import Watched  # not before a teacher is asked
+
+        count = block.stop - block.start
+        asked = (self._dataset, self._plan.instance_users[block], self._plan.instance_ends[block])
+        if tell is not None and isinstance(self._teacher, Watched):
+            vectors_ND = self._teacher.encode_histories_watched(
+                *asked, lambda share: tell(block.start + int(share * count))
+            )
+        else:
+            vectors_ND = self._teacher.encode_histories(*asked)
+        self._keep(name, vectors_ND, count, block.start)
 
     def histories(self, instances: NDArray[Any]) -> NDArray[np.float32]:
         """[T, D] vectors of some instances, at least one; after :meth:`encode`."""

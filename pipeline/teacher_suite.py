@@ -25,6 +25,7 @@ from cache.dataset import Dataset, Ints
 from cache.store import Store
 from pipeline.build import build
 from pipeline.suite_ground import changed_from, shop_dataset, shop_store
+from teachers.protocol import Watched
 
 __all__ = ["TeacherSuite"]
 
@@ -112,6 +113,19 @@ class TeacherSuite(ABC):
         )
         _close(backwards, together, self.tolerance, "a vector depends on the order of the question")
         _close(alone, together[:5], self.tolerance, "a vector depends on who stands beside it")
+
+    def test_who_watches_it_changes_nothing(self, tmp_path: Path) -> None:
+        teacher, dataset, users, ends = self._asked(tmp_path / "data")
+        alone = teacher.encode_histories(dataset, users, ends)
+        if not isinstance(teacher, Watched):
+            return
+        shares: list[float] = []
+        watched = teacher.encode_histories_watched(dataset, users, ends, shares.append)
+        assert np.array_equal(watched, alone), "an answer depends on whether it is watched"
+        assert shares, "a watcher hears nothing"
+        assert shares == sorted(shares), "shares that are done fall"
+        assert 0 <= shares[0], "a share below 0"
+        assert shares[-1] == 1, "the last share that is told is not 1"
 
     def test_an_item_is_judged_by_itself(self, tmp_path: Path) -> None:
         teacher, dataset, users, ends = self._asked(tmp_path / "data")

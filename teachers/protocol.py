@@ -5,7 +5,7 @@ numpy at the border, so that a teacher may be written in anything. Legend: V ite
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cache.dataset import Dataset, Ints
 
-__all__ = ["Floats", "SomeItems", "Teacher"]
+__all__ = ["Floats", "SomeItems", "Teacher", "Watched"]
 
 Floats = NDArray[np.float32]
 
@@ -57,3 +57,13 @@ class SomeItems(Protocol):
 
     def encode_some_items(self, dataset: Dataset, items: Ints) -> Floats:
         """[n, D] vectors of some items, those rows of :meth:`Teacher.encode_items`."""
+
+
+@runtime_checkable
+class Watched(Protocol):
+    """What a slow teacher may offer beside, so that a build says how far it is within a block of histories."""
+
+    def encode_histories_watched(
+        self, dataset: Dataset, users: Ints, ends: Ints, watch: Callable[[float], None]
+    ) -> Floats:
+        """[n, D] what :meth:`Teacher.encode_histories` gives; `watch` hears the share of it that is done, rising to 1."""

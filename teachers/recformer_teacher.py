@@ -12,7 +12,7 @@ float32). V items, D width, n histories.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -184,11 +184,18 @@ class RecformerTeacher:
 
     def encode_histories(self, dataset: Dataset, users: Ints, ends: Ints) -> Floats:
         """[n, D] unit vectors."""
+        return self.encode_histories_watched(dataset, users, ends, lambda share: None)
+
+    def encode_histories_watched(
+        self, dataset: Dataset, users: Ints, ends: Ints, watch: Callable[[float], None]
+    ) -> Floats:
+        """[n, D] unit vectors; `watch` hears which share of the tokens was read."""
         rows_tuned_on(dataset, self._dataset, self.name)
         states_nD = encode(
             self._model,
             self._tokens(dataset).histories(dataset, users, ends),
             bfloat16=self._bfloat16,
+            progress=lambda done, total, what: watch(done / total),
         )
         vectors: Floats = F.normalize(states_nD, dim=-1).cpu().numpy()
         return vectors

@@ -18,7 +18,7 @@ from cache.verify import verify
 from pipeline import cli_build, cli_cache
 from pipeline.build import build
 from pipeline.estimate import estimate
-from tests.fakes import PairTeacher, TableTeacher, tiny_store, tree
+from tests.fakes import HalvesTeacher, PairTeacher, TableTeacher, tiny_store, tree
 
 SMALL_SHARDS = 400
 
@@ -255,6 +255,18 @@ def test_a_second_writer_is_refused(store):
     assert caught.value.code == "store.busy"
     build(TableTeacher(), store)
     assert store.names == ["table"]
+
+
+def test_a_teacher_that_says_how_far_it_is_is_heard_within_a_block(store, finished):
+    heard = []
+    build(HalvesTeacher(), store, shard_bytes=SMALL_SHARDS, progress=lambda *a: heard.append(a))
+    total = store.plan.num_instances
+    expected = []
+    for first in range(0, total, 16):
+        count = min(16, total - first)
+        expected += [(first + count // 2), first + count, first + count]  # half, all, kept
+    assert [done for stage, done, _ in heard if stage == "histories"] == expected
+    assert tree(store.path) == finished
 
 
 def test_progress_reaches_its_total_and_counts_earlier_work(store):

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.suite_ground import changed_from, shop_dataset
 from pipeline.teacher_suite import TeacherSuite
-from tests.fakes import PairTeacher, TableTeacher
+from tests.fakes import HalvesTeacher, PairTeacher, TableTeacher
 
 
 class TestTable(TeacherSuite):
@@ -24,6 +24,25 @@ class TestPair(TeacherSuite):
 
     def teacher(self, dataset):
         return PairTeacher()
+
+
+class TestHalves(TeacherSuite):
+    """Who says how far he is."""
+
+    def teacher(self, dataset):
+        return HalvesTeacher()
+
+
+class Vain(HalvesTeacher):
+    def encode_histories_watched(self, dataset, users, ends, watch):
+        return -super().encode_histories_watched(dataset, users, ends, watch)
+
+
+class Hasty(HalvesTeacher):
+    def encode_histories_watched(self, dataset, users, ends, watch):
+        return super().encode_histories_watched(
+            dataset, users, ends, lambda share: watch(share / 2)
+        )
 
 
 class Wide(TableTeacher):
@@ -113,6 +132,8 @@ class Moving(TableTeacher):
         (Tempered, "test_a_factorising_teachers_scores_are_products_of_its_vectors"),
         (Forgetful, "test_the_same_question_has_the_same_answer"),
         (Sociable, "test_a_history_is_judged_by_itself"),
+        (Vain, "test_who_watches_it_changes_nothing"),
+        (Hasty, "test_who_watches_it_changes_nothing"),
         (Softmaxed, "test_an_item_is_judged_by_itself"),
         (Prophetic, "test_it_does_not_know_what_comes_after"),
         (Answering, "test_it_does_not_know_what_comes_after"),

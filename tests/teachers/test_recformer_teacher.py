@@ -21,7 +21,8 @@ from cache.errors import StoreError, UsageError
 from cache.store import Store
 from pipeline.build import build
 from pipeline.curriculum import PlanSettings, make_plan
-from teachers.protocol import Teacher
+from teachers import recformer
+from teachers.protocol import Teacher, Watched
 from teachers.recformer import Batch, Recformer, encode, token_batches
 from teachers.recformer_teacher import RecformerTeacher, load_recformer, save_recformer
 from teachers.recformer_tokens import Limits, attributes_of, tokenise_items
@@ -81,6 +82,22 @@ def test_it_answers_unit_vectors_and_cosines(tmp_path: Path, dataset: Dataset) -
     scores = teacher.score(vectors[:3], table[:4])
     np.testing.assert_allclose(scores, vectors[:3] @ table[:4].T)
     assert scores.shape == (3, 4)
+
+
+def test_it_says_which_share_of_the_tokens_it_has_read(
+    tmp_path: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuned(tmp_path / "t", dataset)
+    teacher = load_teacher(tmp_path / "t")
+    assert isinstance(teacher, Watched)
+    users, ends = dataset.training_instances()
+    lengths = tokenise_items(dataset, vocabulary(), LIMITS).histories(dataset, users, ends).lengths
+    monkeypatch.setitem(recformer._BUDGET, "cpu", 1)  # a history at a time, the longest first
+    shares: list[float] = []
+    watched = teacher.encode_histories_watched(dataset, users, ends, shares.append)
+    read = np.cumsum(np.sort(lengths)[::-1])
+    np.testing.assert_allclose(shares, read / read[-1])
+    assert np.array_equal(watched, teacher.encode_histories(dataset, users, ends))
 
 
 def test_an_answer_depends_on_nothing_else_that_is_asked(tmp_path: Path, dataset: Dataset) -> None:
