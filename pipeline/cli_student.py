@@ -110,7 +110,7 @@ def fit_command(
     ] = False,
     seed: Annotated[int, typer.Option(help="First seed.", min=0, max=_SEED)] = 0,
     seeds: Annotated[int, typer.Option(help="How many seeds, one run each.", min=1)] = 1,
-    kd_weight: KdWeightOption = DEFAULT.kd_weight,
+    kd_weight: KdWeightOption = None,
     join: JoinOption = "consistency",
     alpha: AlphaOption = 1.05,
     top: TopOption = 100,
@@ -174,7 +174,7 @@ def fit_command(
     use_threads(threads)
     store = open_store(cache, "kd-student fit", int(cache_limit * 1e9), signed_by, teacher or ())
     with_source(kind_of_student, config, store.dataset, other)  # refused before anything begins
-    base = train_settings(context, store.plan, device)
+    base = train_settings(context, kind_of_student, store.plan, device)
     kinds = run_kinds(store, base, context.params, shares, tolerated)
     numbers = range(seed, seed + seeds)
     root = out or Path("runs") / store.path.resolve().name

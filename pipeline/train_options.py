@@ -15,6 +15,7 @@ from cache.errors import UsageError
 from cache.plan import Plan
 from encoder.precision import bfloat16_is_fast
 from pipeline.student_options import note_batches, preset_value
+from student.registry import StudentKind
 from student.schedule import Batching, TrainSettings
 
 __all__ = [
@@ -42,7 +43,12 @@ __all__ = [
 DEFAULT = TrainSettings()
 
 KdWeightOption: TypeAlias = Annotated[
-    float, typer.Option(help="Lambda of eq. 10, the weight of the teachers' part.", min=0)
+    float | None,
+    typer.Option(
+        help=f"Lambda of eq. 10, the weight of the teachers' part; default {DEFAULT.kd_weight:g}, or the "
+        "student's own (lightgcn: 0.2).",
+        min=0,
+    ),
 ]
 KlOption: TypeAlias = Annotated[
     Literal["teacher-student", "student-teacher"],
@@ -125,7 +131,9 @@ def check_training(given: dict[str, Any]) -> None:
         )
 
 
-def train_settings(context: typer.Context, plan: Plan, device: str) -> TrainSettings:
+def train_settings(
+    context: typer.Context, kind: StudentKind, plan: Plan, device: str
+) -> TrainSettings:
     """What the command's parameters come to for a base with seed 0; tells where batches are not the preset's."""
     given = context.params
     preset = given["preset"]
@@ -135,9 +143,11 @@ def train_settings(context: typer.Context, plan: Plan, device: str) -> TrainSett
     rounded = given["bfloat16"]
     if rounded is None:
         rounded = device.startswith("cuda") and bfloat16_is_fast(device)
-    as_given = ("kd_weight", "kl", "ce", "epochs_per_stage", "epochs", "patience", "validate_every")
+    as_given = ("kl", "ce", "epochs_per_stage", "epochs", "patience", "validate_every")
+    kd_weights = (given["kd_weight"], kind.kd_weight, DEFAULT.kd_weight)
     return TrainSettings(
         **{name: given[name] for name in as_given},
+        kd_weight=next(weight for weight in kd_weights if weight is not None),
         batching=given["batching"],
         batch_size=batch_size,
         learning_rate=preset_value(context, preset, "learning_rate"),

@@ -35,6 +35,8 @@ __all__ = ["LightGCN", "LightGCNConfig", "make"]
 class LightGCNConfig:
     """Sizes and rates; the defaults are RecBole's."""
 
+    kd_weight: ClassVar[float] = 0.2  #: BPR has some 0.2 nats where a softmax over all items has 6
+
     hidden: int = 64  #: D
     layers: int = 2  #: how often a vector is replaced by its neighbours'
     reg_weight: float = 1e-5  #: of the squared norms of the embeddings that a batch touches

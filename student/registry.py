@@ -4,7 +4,8 @@ An entry point names a pair `(Config, make)`: a dataclass whose fields are JSON 
 `make(config, dataset)` that returns a `torch.nn.Module` with the methods of student/protocol.py. Nothing of ours need be
 imported for either. Where Config has the fields hidden, layers, heads, inner or dropout, the options of those names reach
 them; `max_length` is set to the dataset's longest history; `--set` reaches any other. What Config cannot take it refuses by
-a ValueError. Models are imported when they are asked for.
+a ValueError. A class variable `kd_weight` is the student's own default of `--kd-weight`. Models are imported when they are
+asked for.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ class StudentKind:
     title: str  #: for tables
     config: Callable[..., Any]  #: a dataclass
     make: Callable[[Any, Dataset], Any]  #: (config, dataset) to a module, on the processor
+
+    @property
+    def kd_weight(self) -> float | None:
+        """Lambda of eq. 10 where none is asked for, if the student has one of its own."""
+        return getattr(self.config, "kd_weight", None)
 
     @property
     def fields(self) -> frozenset[str]:

@@ -306,6 +306,22 @@ def test_which_teacher_is_named_first_decides_nothing(
     assert heard == 3 * [way[join == "hetcomp"]]
 
 
+@pytest.mark.parametrize(
+    ("line", "toml", "weight"),
+    [
+        ("--student sasrec", {}, 5.0),
+        ("--student lightgcn", {}, 0.2),  # its own
+        ("--student lightgcn", {"kd_weight": 3}, 3.0),
+        ("--student lightgcn --kd-weight 0", {"kd_weight": 3}, 0.0),
+    ],
+)
+def test_a_student_may_have_a_weight_of_its_own_for_what_teachers_say(
+    toys: Path, line: str, toml: dict[str, Any], weight: float
+) -> None:
+    fitted(line, **toml)
+    assert identity(f"{line.split()[1]}-distilled")["train.kd_weight"] == weight
+
+
 def test_a_best_that_patience_kept_early_is_told_as_what_it_may_be(
     toys: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
