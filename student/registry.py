@@ -48,7 +48,8 @@ class StudentKind:
     @property
     def kd_weight(self) -> float | None:
         """Lambda of eq. 10 where none is asked for, if the student has one of its own."""
-        return getattr(self.config, "kd_weight", None)
+        # a field of that name is a setting of the student, whatever it means there
+        return None if "kd_weight" in self.fields else getattr(self.config, "kd_weight", None)
 
     @property
     def fields(self) -> frozenset[str]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -13,7 +15,7 @@ from cache.store import Store
 from encoder.checkpoint import load_weights, save_weights
 from pipeline.evaluate import rank_student
 from pipeline.runs import load_student
-from student.registry import BUILT_IN, find_student
+from student.registry import BUILT_IN, StudentKind, find_student
 from tests.student.small import shop, trained
 
 PLUGIN = """
@@ -127,3 +129,19 @@ def test_weights_that_do_not_fit_their_student_are_refused(store: Store, tmp_pat
         with pytest.raises(StoreError, match="does not fit the gru4rec of this version") as caught:
             load_student(run.folder, store)
         assert caught.value.code == "model.unknown"
+
+
+def test_a_weight_of_its_own_is_a_class_variable_and_no_setting() -> None:
+    @dataclass(frozen=True, slots=True)
+    class Own:
+        kd_weight: ClassVar[float] = 0.5
+
+    @dataclass(frozen=True, slots=True)
+    class Setting:
+        kd_weight: float = 0.5
+
+    kinds = [
+        StudentKind(name="any", title="any", config=config, make=lambda config, dataset: None)
+        for config in (Own, Setting)
+    ]
+    assert [kind.kd_weight for kind in kinds] == [0.5, None]
