@@ -110,6 +110,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    if unknown := set(options.students) - set(BARS):
+        parser.error(f"unknown {', '.join(sorted(unknown))}; known are {', '.join(BARS)}")
     with tempfile.TemporaryDirectory() as name:
         store = scientific_store(Path(name), NAME)
         kept = [
